@@ -129,7 +129,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         last = depth == len(keys) - 1
         if isinstance(target, list):
             if not key.isdecimal() or int(key) >= len(target):
-                raise SettingsError(f"--set {override}: {'.'.join(keys[:depth])} is a list of {len(target)}, so {key!r} must be a number below that")
+                above = ".".join(keys[:depth])
+                raise SettingsError(f"--set {override}: {above} is a list of {len(target)}, so {key!r} must be a number below that")
             slot: Any = int(key)
         elif isinstance(target, dict):
             slot = key
@@ -259,4 +260,6 @@ def _show(value: Any) -> str:
 
 
 def _name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "").replace("pathlib.", "")
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("pathlib.", "")
