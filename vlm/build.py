@@ -1,0 +1,172 @@
+"""Compose a HandVLM from parts: pretrained ones by name or path, fresh ones by config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from vlm.config import HandVLMConfig
+from vlm.model import CheckpointError, HandVLM
+from vlm.processor import HandVLMProcessor, pose_token
+from vlm.small_tokenizer import number_token_ids, train_tokenizer
+from vlm.vision import fourier_code, probe_grid
+
+Part = dict[str, Any] | str
+
+
+@dataclass
+class BuildSettings:
+    """What a new model is made of.
+
+    `language_model`, `vision_tower`: a name or path of pretrained weights, or a config (a mapping with `model_type`) for a fresh one.
+    `vision_weights`: a safetensors file with the tower's tensors under `vision_prefix` (the small detector's backbone).
+    `tokenizer`: a name or path; "train" makes one from the training texts. The rest is described in HandVLMConfig and HandVLMProcessor.
+    """
+
+    language_model: Part
+    vision_tower: Part
+    tokenizer: str = "train"
+    vocab_size: int = 3000
+    vision_weights: str | None = None
+    vision_prefix: str = "backbone."
+    image_size: int = 336
+    view: str = "letterbox"
+    interpolation: str = "bicubic"
+    image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
+    image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: str = "default"
+    token_reducer: str = "all"
+    projector_type: str = "mlp"
+    projector_norm: bool = False
+    grid_position: float = 0.0
+    pose_encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    number_sigma: float = 0.0
+    template: str = "chat"
+    dialect: str = "norm1000"
+
+
+def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, HandVLMProcessor]:
+    """Makes the model and its processor; `texts` are read only to train a tokenizer. Fresh parts use torch's global seed."""
+    tokenizer = train_tokenizer(texts, settings.vocab_size) if settings.tokenizer == "train" else AutoTokenizer.from_pretrained(settings.tokenizer)
+    slots = ["<image>", *map(pose_token, settings.pose_encoders)]
+    tokenizer.add_special_tokens({"additional_special_tokens": [t for t in slots if t not in tokenizer.get_vocab()]})
+
+    language_model = _pretrained(AutoModelForCausalLM, settings.language_model)
+    vision_tower = _pretrained(AutoModel, settings.vision_tower)
+    text_config = language_model.config.get_text_config() if language_model is not None else _config(settings.language_model, vocab_size=len(tokenizer))
+    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+    vision_config = vision_tower.config if vision_tower is not None else _config(settings.vision_tower)
+
+    config = HandVLMConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_size=settings.image_size,
+        vision_feature_layer=settings.vision_feature_layer,
+        vision_feature_select_strategy=settings.vision_feature_select_strategy,
+        token_reducer=settings.token_reducer,
+        projector_type=settings.projector_type,
+        projector_norm=settings.projector_norm,
+        grid_position=settings.grid_position,
+        pose_encoders=settings.pose_encoders,
+        pose_token_ids={name: tokenizer.convert_tokens_to_ids(pose_token(name)) for name in settings.pose_encoders},
+        number_token_ids=number_token_ids(tokenizer),
+        number_sigma=settings.number_sigma,
+        tie_word_embeddings=bool(getattr(text_config, "tie_word_embeddings", False)),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    model = HandVLM(config)
+    if vision_tower is not None:
+        model.model.vision_tower.load_state_dict(vision_tower.state_dict())
+    if settings.vision_weights:
+        load_tower(model, settings.vision_weights, settings.vision_prefix)
+    if language_model is not None:
+        _copy_language_model(model, language_model)
+    elif config.number_token_ids:
+        smooth_number_rows(model)
+    patches = probe_grid(model.model.vision_tower, settings.image_size, settings.vision_feature_layer, settings.vision_feature_select_strategy)
+    config.image_seq_length = patches // (4 if settings.token_reducer == "merge-4" else 1)
+    processor = HandVLMProcessor(
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
+        image_size=settings.image_size,
+        image_seq_length=config.image_seq_length,
+        view=settings.view,
+        interpolation=settings.interpolation,
+        image_mean=settings.image_mean,
+        image_std=settings.image_std,
+        pose_encoders=settings.pose_encoders,
+        template=settings.template,
+        dialect=settings.dialect,
+    )
+    return model, processor
+
+
+def load_tower(model: HandVLM, path: str | Path, prefix: str) -> None:
+    """Fills the vision tower from the tensors under `prefix` of a safetensors file; anything missing or left over is an error."""
+    tensors = {key.removeprefix(prefix): value.float() for key, value in load_file(path).items() if key.startswith(prefix)}
+    tower = model.model.vision_tower
+    wanted = {key for key in tower.state_dict() if not key.endswith("num_batches_tracked")}
+    given = {key for key in tensors if not key.endswith("num_batches_tracked")}
+    if wanted != given:
+        raise CheckpointError(
+            f"{path}: tensors under {prefix!r} do not make this vision tower; missing {sorted(wanted - given)[:5]}, left over {sorted(given - wanted)[:5]}"
+        )
+    tower.load_state_dict(tensors, strict=False)
+
+
+@torch.no_grad()
+def smooth_number_rows(model: HandVLM, input_scale: float = 0.1, output_scale: float = 0.05) -> None:
+    """Starts the rows of the number tokens as a smooth code of their value, the code that places in the picture have too.
+
+    Neighbouring numbers then begin as neighbours. They stay ordinary trainable rows.
+    """
+    start, count = model.config.number_token_ids
+    values = torch.arange(count, dtype=torch.float32).unsqueeze(-1) / (count - 1)
+    for embedding, scale in ((model.get_input_embeddings(), input_scale), (model.get_output_embeddings(), output_scale)):
+        weight = embedding.weight
+        weight[start : start + count] = scale * fourier_code(values, weight.shape[1]).to(weight)
+
+
+@torch.no_grad()
+def _copy_language_model(model: HandVLM, source: Any) -> None:
+    """Copies a causal LM; rows of tokens that it does not have start as the mean of its rows."""
+    body = source.get_decoder() if hasattr(source, "get_decoder") else source.base_model
+    state = body.state_dict()
+    name = next(key for key, value in body.named_parameters() if value is source.get_input_embeddings().weight)
+    state[name] = _with_new_rows(state[name], model.config.text_config.vocab_size)
+    model.model.language_model.load_state_dict(state)
+    if not model.config.tie_word_embeddings:
+        model.lm_head.weight.copy_(_with_new_rows(source.get_output_embeddings().weight, model.config.text_config.vocab_size))
+    model.tie_weights()
+
+
+def _with_new_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    extra = rows - weight.shape[0]
+    return torch.cat([weight, weight.mean(0, keepdim=True).expand(max(extra, 0), -1)]) if extra > 0 else weight
+
+
+def _pretrained(auto: Any, part: Part) -> Any:
+    if not isinstance(part, str):
+        return None
+    config = AutoConfig.from_pretrained(part)
+    if auto is AutoModel:  # a two-tower model such as CLIP: its vision half alone
+        return auto.from_pretrained(part, config=getattr(config, "vision_config", config))
+    return auto.from_pretrained(part)
+
+
+def _config(part: Part, **changes: Any) -> Any:
+    options = dict(part) | changes
+    kind = options.pop("model_type", None)
+    if kind is None:
+        raise ValueError(f"a fresh part needs 'model_type' (such as llama, resnet, clip_vision_model), got {part!r}")
+    return AutoConfig.for_model(kind, **options)

@@ -1,0 +1,59 @@
+"""HandVLMConfig: everything that fixes what a HandVLM is, saved as config.json beside the weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class HandVLMConfig(PreTrainedConfig):
+    """Composition of a vision tower, a projector, pose encoders' projectors and a causal language model.
+
+    `vision_config` / `text_config`: any tower / causal LM that transformers knows (a dict with `model_type`, or a config).
+    `image_size`: side of the square picture the tower sees, pixels. `image_seq_length`: tokens one picture takes in the prompt.
+    `vision_feature_layer`: index into the tower's hidden states (-1: its last). `vision_feature_select_strategy`: "default"
+    drops the class token, "full" keeps every token (towers without one).
+    `token_reducer`: "all", or "merge-4" (four patches that follow each other in raster order become one token, MiniGPT-v2).
+    `projector_type`: "linear" or "mlp" (two layers, LLaVA-1.5); `projector_norm` puts a LayerNorm before it.
+    `grid_position`: scale of a fixed 2-D sine code added to the projected tokens; 0 adds none.
+    `pose_encoders`: name -> {"dim": columns of a token's features, "n_tokens": slots, "box_columns": first columns of xyxy boxes,
+    "weights_hash": identity of the specialist}. `number_sigma`: width, in units of the 0-1000 dialect, of the Gaussian that stands
+    for a number in the training loss; 0 trains on the exact token. `number_token_ids`: [id of "0", how many] of consecutive ids.
+    """
+
+    model_type = "handvlm"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    image_size: int = 336
+    image_seq_length: int = 576
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    token_reducer: Literal["all", "merge-4"] = "all"
+    projector_type: Literal["linear", "mlp"] = "mlp"
+    projector_hidden_act: str = "gelu"
+    projector_norm: bool = False
+    grid_position: float | int = 0.0
+    pose_encoders: dict[str, dict[str, Any]] | None = None
+    pose_token_ids: dict[str, int] | None = None
+    number_token_ids: list[int] | None = None
+    number_sigma: float | int = 0.0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.pose_encoders = self.pose_encoders or {}
+        self.pose_token_ids = self.pose_token_ids or {}
+        if set(self.pose_encoders) != set(self.pose_token_ids):
+            raise ValueError(
+                f"pose_encoders names {sorted(self.pose_encoders)} but pose_token_ids names {sorted(self.pose_token_ids)}; both must list the same encoders"
+            )

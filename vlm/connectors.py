@@ -1,0 +1,67 @@
+"""Projectors: features of the tower, and of specialists, → the language model's width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from vlm.config import HandVLMConfig
+from vlm.vision import fourier_code, sine_grid, tower_width
+
+
+class ImageProjector(nn.Module):
+    """(B, n, C) → (B, n, D). Parameter names are LLaVA's (`linear_1`, `linear_2`), so a plain variant exports key for key."""
+
+    def __init__(self, config: HandVLMConfig) -> None:
+        super().__init__()
+        merged = 4 if config.token_reducer == "merge-4" else 1
+        source, target = tower_width(config.vision_config) * merged, config.text_config.hidden_size
+        self.norm = nn.LayerNorm(source) if config.projector_norm else None
+        self.linear_1 = nn.Linear(source, target)
+        self.act = ACT2FN[config.projector_hidden_act] if config.projector_type == "mlp" else None
+        self.linear_2 = nn.Linear(target, target) if config.projector_type == "mlp" else None
+        self.grid_position = float(config.grid_position)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.norm is not None:
+            features = self.norm(features)
+        tokens = self.linear_1(features)
+        if self.linear_2 is not None:
+            tokens = self.linear_2(self.act(tokens))
+        if self.grid_position:
+            grid = sine_grid(tokens.shape[1], tokens.shape[2]).to(tokens)
+            tokens = tokens + self.grid_position * grid
+        return tokens
+
+
+class PoseProjector(nn.Module):
+    """One specialist's features → tokens: (N, n_tokens, dim) → (N, n_tokens, D).
+
+    A row that starts with NaN is a slot in which nothing was found: it becomes a learned "absent" vector of that slot. Boxes
+    (four columns from each of `box_columns`, xyxy in units of the picture the model sees) get a Fourier code; a NaN box in a
+    present row (a hand without an object) a zero code. Everything goes through LayerNorm and two layers.
+    """
+
+    def __init__(self, dim: int, n_tokens: int, width: int, box_columns: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.box_columns = tuple(box_columns)
+        boxes = [c + k for c in self.box_columns for k in range(4)]
+        self.plain_columns = [c for c in range(dim) if c not in boxes]
+        source = 128 * len(self.box_columns) + len(self.box_columns) + len(self.plain_columns)
+        self.norm = nn.LayerNorm(source)
+        self.linear_1 = nn.Linear(source, width)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(width, width)
+        self.absent = nn.Parameter(torch.randn(n_tokens, width) * 0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        present = ~features[..., 0].isnan()
+        blocks = [features[..., self.plain_columns]]
+        for column in self.box_columns:
+            box = features[..., column : column + 4]
+            known = ~box.isnan().any(-1, keepdim=True)
+            blocks += [fourier_code(box.nan_to_num()) * known, known]
+        code = torch.cat([block.nan_to_num().float() for block in blocks], -1).to(self.linear_1.weight.dtype)
+        tokens = self.linear_2(self.act(self.linear_1(self.norm(code))))
+        return torch.where(present.unsqueeze(-1), tokens, self.absent.to(tokens))

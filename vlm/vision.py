@@ -1,0 +1,89 @@
+"""Vision towers and token reducers: pixels → patch features in the tower's own width."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, Blip2VisionConfig, Blip2VisionModel, PreTrainedConfig
+
+# EVA-ViT-g lives inside BLIP-2 in transformers and has no Auto entry of its own.
+AutoConfig.register(Blip2VisionConfig.model_type, Blip2VisionConfig, exist_ok=True)
+AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
+
+
+def patch_features(tower: nn.Module, pixel_values: Tensor, layer: int, select: str) -> Tensor:
+    """Features of a tower's patches.
+
+    pixel_values (B, 3, H, W) → (B, P, C), raster order. `layer` indexes the tower's hidden states, -1 is its output.
+    `select` "default" drops the first (class) token, "full" keeps all; convolutional maps (B, C, h, w) are flattened.
+    """
+    if layer == -1:
+        features = tower(pixel_values).last_hidden_state
+    else:
+        features = tower(pixel_values, output_hidden_states=True).hidden_states[layer]
+    if features.dim() == 4:
+        features = features.flatten(2).transpose(1, 2)  # (B, C, h, w) → (B, h·w, C)
+    elif select == "default":
+        features = features[:, 1:]
+    return features
+
+
+def merge_patches(features: Tensor, count: int = 4) -> Tensor:
+    """Joins `count` patches that follow each other in raster order: (B, P, C) → (B, P / count, count · C)."""
+    batch, patches, channels = features.shape
+    if patches % count:
+        raise ValueError(f"cannot merge {patches} patches in groups of {count}: choose an image size whose patch count is a multiple of {count}")
+    return features.reshape(batch, patches // count, channels * count)
+
+
+def reduce_tokens(features: Tensor, reducer: str) -> Tensor:
+    """Applies the reducer named in the config to (B, P, C)."""
+    return merge_patches(features, 4) if reducer == "merge-4" else features
+
+
+def tower_width(vision_config: PreTrainedConfig) -> int:
+    """Channels of one patch feature."""
+    sizes = getattr(vision_config, "hidden_sizes", None)
+    return sizes[-1] if sizes else vision_config.hidden_size
+
+
+def probe_grid(tower: nn.Module, image_size: int, layer: int, select: str) -> int:
+    """Patches per picture, found by running one empty picture: holds for every tower, whatever its stride is called."""
+    was_training = tower.training
+    tower.eval()
+    with torch.no_grad():
+        weight = next(tower.parameters())
+        picture = torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+        patches = patch_features(tower, picture, layer, select).shape[1]
+    tower.train(was_training)
+    return patches
+
+
+def sine_grid(tokens: int, width: int) -> Tensor:
+    """A fixed 2-D position code of a square grid in raster order, (tokens, width).
+
+    For each cell centre (x, y) in the unit picture: sin and cos of 2π·f·x and 2π·f·y with f = 1 … 16 repeated to the width.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"a position code needs a square grid of tokens, got {tokens}; set grid_position to 0")
+    centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return fourier_code(torch.stack([x, y], -1).reshape(tokens, 2), width)
+
+
+def fourier_code(values: Tensor, width: int | None = None, frequencies: int = 16) -> Tensor:
+    """sin and cos of 2π·f·v, f = 1 … `frequencies`, of every value: (…, n) in units of the picture → (…, n · 2 · frequencies).
+
+    With `width` the code is repeated or cut to that many channels, so that a number's token, a box's token and a place in the
+    picture share one code (Tancik et al. 2020, Fourier features, with integer frequencies).
+    """
+    frequency = torch.arange(1, frequencies + 1, dtype=torch.float32, device=values.device)
+    angle = 2 * math.pi * values.float().unsqueeze(-1) * frequency
+    code = torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
+    if width is not None:
+        repeats = -(-width // code.shape[-1])
+        code = code.repeat(*([1] * (code.dim() - 1)), repeats)[..., :width]
+    return code
