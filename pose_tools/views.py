@@ -285,7 +285,7 @@ def _paste_turned(image: np.ndarray, canvas: np.ndarray, matrix: np.ndarray, int
 
 
 def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if dtype == bool:
+    if np.issubdtype(dtype, np.bool_):
         return values > 0.5
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
