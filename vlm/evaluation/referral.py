@@ -1,0 +1,144 @@
+"""Referral: where are the hands and the things they hold. Picks the questions, and says what each condition shows the model."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from data.sample import Sample
+from pose_tools.image_io import read_image
+from vlm.evaluation.scoring import Reply, Score, score
+
+logger = logging.getLogger(__name__)
+
+ROWS = {
+    "hand": ("hand_left", "hand_right"),
+    "both hands": ("hands",),
+    "held object": ("held_left", "held_right"),
+    "named object": ("object",),
+    "which hand holds it": ("holding_hand",),
+    "name of what is held": ("held_name",),
+    "contact": ("contact",),
+}
+"""Rows of the table: title → question kinds."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sample to answer; `row` is its line in the table, `other_hand` the box of the hand not asked for if both are seen."""
+
+    sample: Sample
+    row: str
+    other_hand: list[float] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.sample.id
+
+    @property
+    def kind(self) -> str:
+        return self.sample.targets["kind"]
+
+    @property
+    def none(self) -> bool:
+        """Whether the true answer is that there is no such thing."""
+        return not self.sample.targets["boxes"] and not self.sample.targets.get("text")
+
+    @property
+    def cluster(self) -> str:
+        """Questions about one video (or one picture, where there is no video) rise and fall together."""
+        source = self.sample.source
+        return source.video_id or f"{source.dataset}/{source.frame}"
+
+    def score(self, reply: Reply) -> Score:
+        return score(reply, self.sample.targets, self.other_hand)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the model gets to see of a question."""
+
+    name: str
+    pose: Literal["own", "off", "shuffled"] = "off"
+    image: bool = True
+    own_question: bool = True
+
+
+CONDITIONS = (
+    Condition("as shipped", pose="own"),
+    Condition("pixels only"),
+    Condition("detections shuffled", pose="shuffled"),
+    Condition("no image", image=False),
+    Condition("shuffled question", pose="own", own_question=False),
+)
+
+
+def select(questions: Iterable[Question], per_row: int, none_share: float = 0.25, seed: int = 0) -> list[Question]:
+    """At most `per_row` questions of every row, `none_share` of them with the answer "none", in the order they came.
+
+    The draw depends on the seed and the questions' ids alone. A row that lacks questions of one sort is filled up with the
+    other; the table says how many of each there are.
+    """
+    questions = list(questions)
+    chosen: set[str] = set()
+    for row in ROWS:
+        drawn = sorted((q for q in questions if q.row == row), key=lambda q: _hash(seed, q.id))
+        none, some = [q for q in drawn if q.none], [q for q in drawn if not q.none]
+        n_none = min(len(none), max(round(per_row * none_share), per_row - len(some)) if none else 0)
+        picked = none[:n_none] + some[: per_row - n_none]
+        if 0 < len(picked) < per_row:
+            logger.warning("row %r: only %d questions of %d; make more scenes for more", row, len(picked), per_row)
+        chosen.update(q.id for q in picked)
+    return [q for q in questions if q.id in chosen]
+
+
+def shuffled(questions: Sequence[Question], seed: int = 0) -> dict[str, Question]:
+    """For every question id another question, of another picture and another kind, drawn by the seed.
+
+    Raises ValueError where all questions are of one kind or about one picture.
+    """
+    order = sorted(questions, key=lambda q: _hash(seed, "shuffle", q.id))
+    partner: dict[str, Question] = {}
+    for place, question in enumerate(order):
+        for step in range(1, len(order)):
+            other = order[(place + step) % len(order)]
+            if other.kind != question.kind and image_of(other) != image_of(question):
+                partner[question.id] = other
+                break
+        else:
+            raise ValueError(f"question {question.id!r} has no partner of another kind and picture: nothing to shuffle with")
+    return partner
+
+
+def conversation(
+    question: Question,
+    condition: Condition,
+    *,
+    tokens: Callable[[Any], np.ndarray],
+    partner: Question,
+    encoder: str = "detection",
+) -> list[dict[str, Any]]:
+    """The messages the model is asked with. `tokens(image)` are the detections (2, 11) of a picture; `partner` is the question
+    that lends its wording or its detections where the condition shuffles them."""
+    asked = partner if not condition.own_question else question
+    words = [part for part in asked.sample.messages[0]["content"] if part["type"] == "text"]
+    picture = image_of(question)
+    parts: list[dict[str, Any]] = [{"type": "image", "image": picture if condition.image else np.full_like(read_image(picture), 127)}]
+    if condition.pose != "off":
+        source = partner if condition.pose == "shuffled" else question
+        parts.append({"type": "pose", "encoder": encoder, "tokens": tokens(image_of(source))})
+    return [{"role": "user", "content": parts + words}]
+
+
+def image_of(question: Question) -> Any:
+    """The picture of a question: the first image part of its first turn."""
+    return next(part["image"] for part in question.sample.messages[0]["content"] if part["type"] == "image")
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
