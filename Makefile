@@ -39,7 +39,7 @@ doctor: venv ## what is installed, what is missing, and what each missing thing 
 	@$(PY) scripts/doctor.py
 
 evaluate: venv ## score the small model on fresh synthetic test scenes; tables in outputs/evaluate
-	$(PY) scripts/make_synthetic.py scenes --out outputs/scenes/test --count 500 --seed 0 --split test
+	$(PY) scripts/make_synthetic.py stills --out outputs/scenes --count 500 --split test
 	$(PY) scripts/evaluate.py referral --data outputs/scenes/test --model demos/assets/vlm_small --out outputs/evaluate --questions 300
 
 wheel: venv-test ## dist/handvlm-*.whl (packages vlm, pose_tools, data)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from data.sample import Sample
-from pose_tools.detect import HandDetection, best_of_side
-from vlm.evaluation.referral import Question, image_of
+from vlm.evaluation.referral import Question
 from vlm.evaluation.scoring import LABELLED_BOXES, ONE_BOX, WORDS, Reply
 
-Detector = Callable[[Any], Sequence[HandDetection]]
 HAND_LABELS = {"left": "left hand", "right": "right hand"}
 
 
@@ -52,31 +49,23 @@ class Prior:
         return Reply(boxes=boxes, labels=labels) if boxes else None
 
 
-def detector_alone(detections: Sequence[HandDetection], kind: str) -> Reply | None:
-    """What the hand detector says without a language model; None for kinds it knows nothing about."""
-    hands = {side: best_of_side(detections, side) for side in ("left", "right")}
+def detector_alone(tokens: np.ndarray, kind: str) -> Reply | None:
+    """What the hand detector says without a language model; None for kinds it knows nothing about.
+
+    `tokens` (2, 11) as in `pose_tools.detect.detection_tokens`: left, right; NaN where there is nothing.
+    """
+    rows = dict(zip(HAND_LABELS, tokens))
     what, _, side = kind.partition("_")
     if kind == "hands":
-        found = {HAND_LABELS[name]: list(hand.bbox_xyxy) for name, hand in hands.items() if hand}
+        found = {HAND_LABELS[name]: row[:4].tolist() for name, row in rows.items() if np.isfinite(row[0])}
         return Reply(none=not found, boxes=list(found.values()), labels=list(found))
-    if side not in hands or what not in ("hand", "held"):
+    if side not in rows or what not in ("hand", "held"):
         return None
-    hand = hands[side]
-    box = None if hand is None else hand.bbox_xyxy if what == "hand" else hand.object_bbox
-    return Reply(none=True) if box is None else Reply(boxes=[list(box)], labels=[None])
+    box = rows[side][:4] if what == "hand" else rows[side][6:10]
+    return Reply(boxes=[box.tolist()], labels=[None]) if np.isfinite(box).all() else Reply(none=True)
 
 
 def answer_all(questions: Sequence[Question], baseline: Callable[[Question], Reply | None]) -> dict[str, Reply]:
     """A baseline's replies by question id, without those it has no answer for."""
     replies = {question.id: baseline(question) for question in questions}
     return {name: reply for name, reply in replies.items() if reply is not None}
-
-
-def detections_of(questions: Sequence[Question], detect: Detector) -> dict[Any, Sequence[HandDetection]]:
-    """The detector's output for every picture of the questions, each picture once."""
-    found: dict[Any, Sequence[HandDetection]] = {}
-    for question in questions:
-        picture = image_of(question)
-        if picture not in found:
-            found[picture] = detect(picture)
-    return found

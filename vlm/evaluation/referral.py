@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from data.groups import DatasetError
 from data.sample import Sample
+from data.synthetic.questions import questions
+from data.synthetic.scenes import read_scenes
 from pose_tools.image_io import read_image
 from vlm.evaluation.scoring import Reply, Score, score
+from vlm.training_data import with_pose
 
 logger = logging.getLogger(__name__)
 
@@ -78,31 +84,31 @@ CONDITIONS = (
 )
 
 
-def select(questions: Iterable[Question], per_row: int, none_share: float = 0.25, seed: int = 0) -> list[Question]:
+def select(candidates: Iterable[Question], per_row: int, none_share: float = 0.25, seed: int = 0) -> list[Question]:
     """At most `per_row` questions of every row, `none_share` of them with the answer "none", in the order they came.
 
     The draw depends on the seed and the questions' ids alone. A row that lacks questions of one sort is filled up with the
     other; the table says how many of each there are.
     """
-    questions = list(questions)
+    candidates = list(candidates)
     chosen: set[str] = set()
     for row in ROWS:
-        drawn = sorted((q for q in questions if q.row == row), key=lambda q: _hash(seed, q.id))
+        drawn = sorted((q for q in candidates if q.row == row), key=lambda q: _hash(seed, q.id))
         none, some = [q for q in drawn if q.none], [q for q in drawn if not q.none]
         n_none = min(len(none), max(round(per_row * none_share), per_row - len(some)) if none else 0)
         picked = none[:n_none] + some[: per_row - n_none]
         if 0 < len(picked) < per_row:
             logger.warning("row %r: only %d questions of %d; make more scenes for more", row, len(picked), per_row)
         chosen.update(q.id for q in picked)
-    return [q for q in questions if q.id in chosen]
+    return [q for q in candidates if q.id in chosen]
 
 
-def shuffled(questions: Sequence[Question], seed: int = 0) -> dict[str, Question]:
+def shuffled(asked: Sequence[Question], seed: int = 0) -> dict[str, Question]:
     """For every question id another question, of another picture and another kind, drawn by the seed.
 
     Raises ValueError where all questions are of one kind or about one picture.
     """
-    order = sorted(questions, key=lambda q: _hash(seed, "shuffle", q.id))
+    order = sorted(asked, key=lambda q: _hash(seed, "shuffle", q.id))
     partner: dict[str, Question] = {}
     for place, question in enumerate(order):
         for step in range(1, len(order)):
@@ -125,14 +131,14 @@ def conversation(
 ) -> list[dict[str, Any]]:
     """The messages the model is asked with. `tokens(image)` are the detections (2, 11) of a picture; `partner` is the question
     that lends its wording or its detections where the condition shuffles them."""
-    asked = partner if not condition.own_question else question
+    asked = question if condition.own_question else partner
     words = [part for part in asked.sample.messages[0]["content"] if part["type"] == "text"]
     picture = image_of(question)
-    parts: list[dict[str, Any]] = [{"type": "image", "image": picture if condition.image else np.full_like(read_image(picture), 127)}]
-    if condition.pose != "off":
-        source = partner if condition.pose == "shuffled" else question
-        parts.append({"type": "pose", "encoder": encoder, "tokens": tokens(image_of(source))})
-    return [{"role": "user", "content": parts + words}]
+    shown = picture if condition.image else np.full_like(read_image(picture), 127)
+    messages = [{"role": "user", "content": [{"type": "image", "image": shown}, *words]}]
+    if condition.pose == "off":
+        return messages
+    return with_pose(messages, encoder, tokens(image_of(partner if condition.pose == "shuffled" else question)))
 
 
 def image_of(question: Question) -> Any:
@@ -142,3 +148,26 @@ def image_of(question: Question) -> Any:
 
 def _hash(*parts: Any) -> str:
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+
+
+def read_questions(folder: Path, seed: int = 0, limit: int | None = None) -> list[Question]:
+    """Every question about a folder of synthetic scenes, in the wording of the folder's own split.
+
+    `limit`: only the first so many scenes. Raises DatasetError for a folder that is none.
+    """
+    manifest = folder / "manifest.json"
+    try:
+        split = json.loads(manifest.read_text(encoding="utf-8"))["split"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{folder}: not a folder of synthetic scenes ({manifest.name}: {error}); make one with scripts/make_synthetic.py") from error
+    row_of = {kind: row for row, kinds in ROWS.items() for kind in kinds}
+    found = []
+    for record in read_scenes(folder)[:limit]:
+        boxes = {hand["side"]: hand["bbox_xyxy"] for hand in record["hands"]}
+        for sample in questions(record, folder, split=split, seed=seed):
+            kind, side = sample.targets["kind"], sample.targets["side"]
+            other = boxes.get("right" if side == "left" else "left") if kind in ("hand_left", "hand_right") and side in boxes else None
+            found.append(Question(sample, row_of[kind], other))
+    if not found:
+        raise DatasetError(f"{folder}: holds no scenes; make some with scripts/make_synthetic.py")
+    return found

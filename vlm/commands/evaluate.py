@@ -1,0 +1,182 @@
+"""`evaluate referral|tools|compare`: numbers for a model, resumable, beside baselines, in a folder and in its card."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlm.commands.console import DEFAULT_MODEL, CommandError, load_model
+from vlm.evaluation import records, tables
+
+
+def parser() -> argparse.ArgumentParser:
+    main_parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
+    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|tools|compare")
+
+    def common(task: argparse.ArgumentParser) -> None:
+        task.add_argument("--data", type=Path, required=True, help="a folder of synthetic scenes (one split), as make_synthetic.py stills writes it")
+        task.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder (default: the shipped small model)")
+        task.add_argument("--out", type=Path, required=True, help="where records and tables go; the same folder again goes on where it stopped")
+        task.add_argument("--questions", type=int, default=1000, help="questions per row of the table (default 1000)")
+        task.add_argument("--limit", type=int, help="only the first so many scenes")
+        task.add_argument("--seed", type=int, default=0, help="draws the questions and the shuffles (default 0)")
+        task.add_argument("--batch-size", type=int, default=32)
+        task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
+        task.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:TASK -->")
+
+    referral = tasks.add_parser("referral", help="where are the hands, and what do they hold")
+    common(referral)
+    referral.add_argument("--train", type=Path, help="the training scenes, for the baseline 'mean box of train'")
+    referral.add_argument("--none-share", type=float, default=0.25, help="share of questions whose answer is 'none' (default 0.25)")
+    referral.add_argument("--conditions", nargs="+", help="only these, by name, such as 'as shipped' 'pixels only'")
+    referral.add_argument("--sheet", type=int, default=24, help="pictures on each sheet of answers beside the truth; 0 draws none")
+    tools = tasks.add_parser("tools", help="is the right tool called, with the right arguments, and only when it is needed")
+    common(tools)
+    compare = tasks.add_parser("compare", help="two runs of the same evaluation, question by question")
+    compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help="two --out folders of `evaluate referral`")
+    compare.add_argument("--condition", default="as shipped")
+    compare.add_argument("--data", type=Path, required=True, help="the scenes both runs were made with")
+    return main_parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(arguments)
+    return {"referral": referral, "tools": tool_use, "compare": compare_runs}[options.task](options)
+
+
+def referral(options: argparse.Namespace) -> int:
+    from vlm.evaluation import run
+    from vlm.evaluation.asking import Asker
+    from vlm.evaluation.baselines import Prior
+    from vlm.evaluation.referral import CONDITIONS, read_questions, select
+
+    conditions = _chosen(options.conditions, CONDITIONS)
+    asked = select(read_questions(options.data, options.seed, options.limit), options.questions, options.none_share, options.seed)
+    with records.single_writer(options.out):
+        records.claim(options.out, _settings(options, none_share=options.none_share))
+        model, processor = load_model(options.model, device=options.device)
+        tokens = detections(options.data, asked)
+        if "detection" not in processor.pose_encoders:
+            conditions = [condition for condition in conditions if condition.pose == "off"]
+        ask = Asker(model, processor)
+        replies = {
+            condition.name: run.ask_all(asked, condition, ask, tokens, out=options.out, batch_size=options.batch_size, seed=options.seed)
+            for condition in conditions
+        }
+        prior = Prior(_with_sizes(read_questions(options.train, options.seed, limit=4000))) if options.train else None
+        about = _about(options, len({q.cluster for q in asked}))
+        text = run.report(asked, replies | run.baseline_replies(asked, tokens, prior), options.out, about)
+        if options.sheet:
+            from vlm.evaluation.sheet import write_sheets
+
+            for path in write_sheets(asked, replies, options.out, count=options.sheet, seed=options.seed):
+                print(f"pictures: {path}")
+    return _finish(options, "referral", text)
+
+
+def detections(folder: Path, asked: Sequence[Any]) -> Callable[[Any], np.ndarray]:
+    """The detector's (2, 11) tokens of every picture asked about, as a function of the picture's path."""
+    from data.detections import cached_detections
+    from vlm.evaluation.referral import image_of
+
+    root = folder.absolute()
+    cached = cached_detections(root, sorted({Path(image_of(q)) for q in asked}))
+    return lambda picture: cached[os.path.relpath(picture, root.resolve())]
+
+
+def tool_use(options: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def compare_runs(options: argparse.Namespace) -> int:
+    """Prints, per row, how much better the second run is than the first, with a paired clustered interval."""
+    from pose_tools.metrics import paired_difference
+    from vlm.evaluation.referral import ROWS, read_questions
+    from vlm.evaluation.run import predictions_path
+    from vlm.evaluation.scoring import Reply
+
+    sides = []
+    for folder in options.runs:
+        path = predictions_path(folder, options.condition)
+        found = {record["id"]: Reply.from_record(record) for record in records.read_records(path)}
+        if not found:
+            raise CommandError(f"{path}: no predictions; run `evaluate referral --out {folder}` first, or correct --condition")
+        sides.append(found)
+    asked = [q for q in read_questions(options.data) if q.id in sides[0] and q.id in sides[1]]
+    rows = []
+    for row in ROWS:
+        members = [q for q in asked if q.row == row]
+        if not members:
+            continue
+        first, second = ([float(q.score(found[q.id]).right) for q in members] for found in sides)
+        result = paired_difference(second, first, [q.cluster for q in members])
+        rows.append([row, len(members), f"{np.mean(first):.3f}", f"{np.mean(second):.3f}", result])
+    print(tables.markdown_table(["question", "n", str(options.runs[0]), str(options.runs[1]), "difference"], rows))
+    return 0
+
+
+def _chosen(names: Sequence[str] | None, conditions: Sequence[Any]) -> list[Any]:
+    known = {condition.name: condition for condition in conditions}
+    for name in names or ():
+        if name not in known:
+            raise CommandError(f"--conditions {name!r}: expected some of {', '.join(map(repr, known))}")
+    return [condition for name, condition in known.items() if names is None or name in names]
+
+
+def _settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """What records are a function of."""
+    return {
+        "task": options.task,
+        "data": _digest([options.data / "manifest.json"]),
+        "model": _digest(sorted(p for p in Path(options.model).glob("*") if p.suffix in (".json", ".safetensors", ".jinja"))),
+        "questions": options.questions,
+        "limit": options.limit,
+        "seed": options.seed,
+        **more,
+    }
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """sha256 over the named files' names and contents, 16 characters."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(path.name.encode())
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def _with_sizes(asked: Sequence[Any]) -> list[tuple[Any, tuple[int, int]]]:
+    from vlm.evaluation.referral import image_of
+
+    sizes: dict[Any, tuple[int, int]] = {}
+    for question in asked:
+        picture = image_of(question)
+        if picture not in sizes:
+            with Image.open(picture) as image:
+                sizes[picture] = image.size
+    return [(question.sample, sizes[image_of(question)]) for question in asked]
+
+
+def _about(options: argparse.Namespace, pictures: int) -> list[str]:
+    settings = _settings(options)
+    return [
+        f"`scripts/evaluate.py {options.task} --data {options.data.name} --questions {options.questions} --seed {options.seed}`: "
+        f"{pictures} pictures (data manifest {settings['data']}, model {settings['model']}), greedy decoding.",
+    ]
+
+
+def _finish(options: argparse.Namespace, section: str, text: str) -> int:
+    print(text)
+    print(f"table: {options.out / 'table.md'}")
+    if options.card:
+        tables.into_card(options.card, section, text)
+        print(f"card: {options.card}")
+    return 0

@@ -1,0 +1,48 @@
+"""A model as a function from conversations to replies, and what a text says as a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pose_tools.views import View
+from vlm.answers import BoxAnswer, NoneAnswer, TextAnswer, parse
+from vlm.evaluation.scoring import Reply
+
+
+class Asker:
+    """Greedy answers of a model, a batch at a time; `tools` are offered to it as schemas."""
+
+    def __init__(self, model: Any, processor: Any, *, tools: Sequence[dict[str, Any]] | None = None, max_new_tokens: int = 64) -> None:
+        self.model, self.processor, self.tools, self.max_new_tokens = model.eval(), processor, tools, max_new_tokens
+
+    def texts(self, conversations: Sequence[list[dict[str, Any]]]) -> tuple[list[str], list[list[View]]]:
+        """The new text of every conversation, and the views of its pictures."""
+        batch = self.processor(list(conversations), tools=self.tools)
+        moved = batch.to(self.model.device)
+        with torch.inference_mode():
+            output = self.model.generate(**moved, max_new_tokens=self.max_new_tokens, do_sample=False)
+        return self.processor.decode_answers(output, moved), batch["views"]
+
+    def __call__(self, conversations: Sequence[list[dict[str, Any]]]) -> list[Reply]:
+        """One reply per conversation, geometry in the pixels of its first picture."""
+        texts, views = self.texts(conversations)
+        return [reply_of(text, view[0], self.processor.dialect) for text, view in zip(texts, views, strict=True)]
+
+
+def reply_of(text: str, view: View, dialect: str) -> Reply:
+    """What a model's text says, boxes in the original pixels of `view`'s picture. Text that cannot be read in full, or that
+    asks for a tool where none was run, is an invalid reply."""
+    answers = parse(text, view, dialect)
+    boxes = [answer.box for answer in answers if isinstance(answer, BoxAnswer)]
+    words = [answer.text for answer in answers if isinstance(answer, TextAnswer)]
+    return Reply(
+        none=any(isinstance(answer, NoneAnswer) for answer in answers),
+        boxes=[list(box.bbox_xyxy) for box in boxes],
+        labels=[box.label for box in boxes],
+        text=" ".join(words) or None,
+        valid=all(isinstance(answer, (BoxAnswer, NoneAnswer, TextAnswer)) for answer in answers),
+        output=text,
+    )
