@@ -194,7 +194,7 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None,
         raise ValueError(f"trajectory_errors: expected pred (N, S, 2, T, 2) and gt (N, 2, T, 2), got {pred.shape} and {gt.shape}")
     if compat not in (None, "handsonvlm"):
         raise ValueError(f"trajectory_errors: compat must be None or 'handsonvlm', got {compat!r}")
-    if valid.shape not in ((n, 2, steps), (n, 2)[: 2 if compat else 0]):
+    if valid.shape != (n, 2, steps) and not (compat and valid.shape == (n, 2)):
         raise ValueError(f"trajectory_errors: expected valid (N, 2, T) = {(n, 2, steps)}, got {valid.shape}")
     if compat:
         return _handsonvlm_errors(pred, gt, valid if valid.ndim == 2 else valid.any(-1))
