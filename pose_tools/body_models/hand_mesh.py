@@ -39,7 +39,7 @@ def build() -> HandMesh:
     """The mesh at rest; always the same."""
     points, owner, station, faces, poles = _layout()
     faces = np.array(faces)
-    points = _settle(points, owner, faces)
+    points = _settle(points, owner, station, faces)
     order = _numbering(points, owner, poles)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
@@ -117,7 +117,7 @@ def _palm_grid() -> np.ndarray:
 def _crotch(i: int) -> np.ndarray:
     """Where finger i − 1 and finger i of `_LONG_ORDER` part; i = 0 and 4 are the free sides of index and pinky."""
     at = [hand_shape.finger_chain(name)[0] for name in _LONG_ORDER]
-    reach = 21.0
+    reach = 18.5
     point = [c[0] + (c[1] - c[0]) / np.linalg.norm(c[1] - c[0]) * reach for c in at]
     if i == 0:
         return point[0] + [-3.0, 8.5, 0.0]
@@ -146,50 +146,51 @@ def _tube(name: str) -> list[tuple[np.ndarray, float]]:
     p, d, tip = np.cumsum(lengths)
     if name == "thumb":
         stations = [p - 8, p - 3.5, p, p + 4, 0.5 * (p + d), d - 4, d, d + 4, d + 0.45 * (tip - d), d + 0.76 * (tip - d)]
+        lean = [9.0, 7.0, 5.0, 3.0, 1.0]  # its web reaches further out than its back
     else:
-        stations = [26, p - 4.2, p, p + 4.2, 0.5 * (p + d) + 0.3, d - 3.2, d + 1.0, d + 0.40 * (tip - d), d + 0.73 * (tip - d)]
+        stations = [23.5, p - 5.0, p, p + 4.2, 0.5 * (p + d) + 0.3, d - 3.2, d + 1.0, d + 0.40 * (tip - d), d + 0.73 * (tip - d)]
+        lean = []
         if name == "pinky":
-            stations[0] = 22.0
-            stations[1] = 24.8
-            stations[2] = 28.0
-    rings = [(_ring(chain, radii, s, _ANGLES), s) for s in stations]
+            stations[:3] = 19.8, 23.2, 27.2
+    lean += [0.0] * (len(stations) - len(lean))
+    rings = [(_ring(chain, radii, s, _ANGLES, tilt), s) for s, tilt in zip(stations, lean, strict=True)]
     last = d + 0.93 * (tip - d)
     rings.append((_ring(chain, radii * 0.6, last, _ANGLES[::2]), last))
     rings.append((chain[3][None], tip))
     return rings
 
 
-def _ring(chain: np.ndarray, radii: np.ndarray, station: float, angles: np.ndarray) -> np.ndarray:
+def _ring(chain: np.ndarray, radii: np.ndarray, station: float, angles: np.ndarray, lean: float = 0.0) -> np.ndarray:
+    """Vertices round the bones at `station`, moved along them by ±`lean` on the two sides."""
     stations = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(chain, axis=0), axis=1))])
-    centre = np.array([np.interp(station, stations, chain[:, k]) for k in range(3)])
-    radius = np.interp(station, stations, radii)
+
+    def at(s: np.ndarray | float) -> np.ndarray:
+        return np.stack([np.interp(s, stations, chain[:, k]) for k in range(3)], -1)
+
     # The ring stands across the smoothed direction of the bones, so rings at a joint share the bend.
-    ahead, behind = (np.array([np.interp(station + step, stations, chain[:, k]) for k in range(3)]) for step in (6.0, -6.0))
-    axis = (ahead - behind) / np.linalg.norm(ahead - behind)
+    axis = at(station + 6.0) - at(station - 6.0)
+    axis /= np.linalg.norm(axis)
     back = np.array([0.0, 0.0, 1.0]) - axis * axis[2]
     back /= np.linalg.norm(back)
     side = np.cross(axis, back)
-    return centre + radius * (np.cos(angles)[:, None] * back + np.sin(angles)[:, None] * side)
+    radius = np.interp(station, stations, radii)
+    return at(station + lean * np.sin(angles)) + radius * (np.cos(angles)[:, None] * back + np.sin(angles)[:, None] * side)
 
 
-def _settle(points: np.ndarray, owner: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Pull the vertices onto the skin and even out their spacing along it."""
-    mean = meshing.averaging(faces, len(points))
-    cut = points[:, 0] <= hand_shape.WRIST_CUT
-    free = np.where(cut[:, None], [0.0, 1.0, 1.0], 1.0)
-    pace = np.where(owner >= 0, 0.05, 0.5)[:, None] * free
+def _settle(points: np.ndarray, owner: np.ndarray, station: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Pull the vertices onto the skin and even out their spacing along it; the wrist's rim stays in its plane."""
+    rim = points[:, 0] <= hand_shape.WRIST_CUT
+    free = np.where(rim[:, None], [0.0, 1.0, 1.0], 1.0)
+    pace = np.full(len(points), 0.5)
+    for k in range(len(MANO_FINGERS)):
+        rings = np.unique(station[owner == k])
+        # A tube's first rings give way to the palm, the others stay where the joints need them.
+        pace[owner == k] = np.interp(station[owner == k], rings[:3], [0.5, 0.3, 0.04])
 
     def field(p: np.ndarray) -> np.ndarray:
         return hand_shape.skin(p, np.tile(owner, len(p) // len(owner)))
 
-    points = solids.pull(field, points, 0.5, rounds=6, along=free)
-    for _ in range(12):
-        normal = solids.gradient(field, points, 0.5)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        shift = mean @ points - points
-        shift -= normal * (shift * normal).sum(1, keepdims=True)
-        points = solids.pull(field, points + pace * shift, 0.5, rounds=1, along=free)
-    return solids.pull(field, points, 0.5, rounds=3, along=free)
+    return solids.settle(field, points, free, pace, meshing.averaging(faces, len(points)))
 
 
 def _short_diagonals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -16,13 +16,13 @@ from pose_tools.body_models.kinematics import MANO_FINGERS
 # Per finger: first joint, direction in the palm's plane (degrees towards the thumb), lengths of the three segments
 # (the last one up to the skin), radius of the flesh at the three joints and the tip.
 _LONG = {
-    "index": ((90.0, 22.5, 0.0), 5.0, (34.0, 23.0, 24.0), (10.0, 8.9, 7.8, 6.6)),
-    "middle": ((93.5, 1.5, 1.5), 0.5, (37.0, 25.5, 25.0), (10.2, 9.1, 8.0, 6.8)),
-    "ring": ((88.0, -18.5, 0.0), -5.0, (34.5, 24.5, 24.5), (9.7, 8.5, 7.6, 6.5)),
-    "pinky": ((80.0, -36.0, -3.5), -12.0, (27.0, 18.5, 21.5), (8.8, 7.5, 6.7, 5.8)),
+    "index": ((90.0, 23.5, 0.0), 5.0, (34.0, 23.0, 24.0), (10.3, 9.3, 8.3, 7.1)),
+    "middle": ((93.5, 1.5, 1.5), 0.5, (37.0, 25.5, 25.0), (10.5, 9.5, 8.5, 7.3)),
+    "ring": ((88.0, -19.5, 0.0), -5.0, (34.5, 24.5, 24.5), (10.0, 8.9, 8.0, 6.9)),
+    "pinky": ((80.0, -38.0, -3.5), -12.0, (27.0, 18.5, 21.5), (9.0, 7.9, 7.1, 6.2)),
 }
 _BEND = np.radians([3.0, 7.0, 11.0])
-_THUMB = (np.array([[21.0, 19.0, -9.0], [49.0, 40.0, -17.0], [72.5, 56.0, -20.0], [95.5, 70.5, -21.0]]), (13.0, 10.4, 9.3, 7.3))
+_THUMB = (np.array([[21.0, 19.0, -9.0], [49.0, 40.0, -17.0], [72.5, 56.0, -20.0], [95.5, 70.5, -21.0]]), (13.0, 10.6, 9.6, 7.7))
 WRIST_CUT = -7.0
 """Where the open wrist ends, u in mm."""
 
@@ -47,22 +47,27 @@ def finger_chain(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(base) + np.vstack([np.zeros(3), np.cumsum(steps, 0)]), np.array(radii)
 
 
-def finger_field(name: str, points: np.ndarray) -> np.ndarray:
-    """Signed distance (N,) to one finger, without the palm: slim between the joints, a soft pad under the tip."""
+@lru_cache(maxsize=5)
+def _finger_cones(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A finger's flesh (start, end, radius at start, radius at end): slim between the joints, a soft pad under the tip."""
     chain, radii = finger_chain(name)
-    tip_dir = (chain[3] - chain[2]) / np.linalg.norm(chain[3] - chain[2])
-    tip = chain[3] - tip_dir * radii[3]
+    forward = (chain[3] - chain[2]) / np.linalg.norm(chain[3] - chain[2])
+    tip = chain[3] - forward * radii[3]
     knots, sizes = [chain[0]], [radii[0]]
-    for a, b, ra, rb in ((chain[0], chain[1], radii[0], radii[1]), (chain[1], chain[2], radii[1], radii[2])):
-        knots += [0.5 * (a + b), b]
-        sizes += [0.5 * (ra + rb) - 0.35, rb]
-    knots.append(tip)
-    sizes.append(radii[3])
-    knots, sizes = np.array(knots), np.array(sizes)
-    solid = solids.cones(points, knots[:-1], knots[1:], sizes[:-1], sizes[1:]).min(1)
-    pad_at = 0.45 * chain[2] + 0.55 * tip - np.array([0.0, 0.0, 1.3])
-    pad = np.linalg.norm(points - pad_at, axis=1) - 0.5 * (radii[2] + radii[3]) + 0.4
-    return solids.blend(np.stack([solid, pad], 1), 0.8)
+    for i in (0, 1):
+        knots += [0.5 * (chain[i] + chain[i + 1]), chain[i + 1]]
+        sizes += [0.5 * (radii[i] + radii[i + 1]) - 0.35, radii[i + 1]]
+    knots, sizes = np.array([*knots, tip]), np.array([*sizes, radii[3]])
+    pad = 0.45 * chain[2] + 0.55 * tip - np.array([0.0, 0.0, 1.3])
+    pad_size = 0.5 * (radii[2] + radii[3]) - 0.4
+    start, end = np.vstack([knots[:-1], pad]), np.vstack([knots[1:], pad + 1e-3])
+    return start, end, np.append(sizes[:-1], pad_size), np.append(sizes[1:], pad_size)
+
+
+def finger_field(name: str, points: np.ndarray) -> np.ndarray:
+    """Signed distance (N,) to one finger, without the palm."""
+    each = solids.cones(points, *_finger_cones(name))
+    return solids.blend(np.stack([each[:, :-1].min(1), each[:, -1]], 1), 0.8)
 
 
 @lru_cache(maxsize=1)
@@ -75,12 +80,12 @@ def _palm_cones() -> tuple[np.ndarray, ...]:
         return j[name][0] + step / np.linalg.norm(step) * s
 
     rows = [
-        ((-30, 11, 0), (6, 11, 0), 15.5, 15.5), ((-30, -11, 0), (6, -11, 0), 15.5, 15.0), ((-30, 0, 0), (6, 0, 0), 16.5, 16.5),  # wrist
+        ((-30, 12.5, 0), (6, 13, 0), 15.5, 15.5), ((-30, -12.5, 0), (6, -13, 0), 15.5, 15.0), ((-30, 0, 0), (6, 0, 0), 16.5, 16.5),  # wrist
         ((6, 11, 0), j["index"][0], 14.0, 10.0), ((6, 3, 1), j["middle"][0], 14.5, 10.5),  # metacarpals
         ((6, -6, 0), j["ring"][0], 14.0, 10.0), ((6, -12, -1), j["pinky"][0], 13.0, 9.0),
         (on("index", 2) - (0, 0, 5), on("middle", 2) - (0, 0, 6), 7.5, 7.5), (on("middle", 2) - (0, 0, 6), on("ring", 2) - (0, 0, 5), 7.5, 7.5),  # pads
         (on("ring", 2) - (0, 0, 5), on("pinky", 2) - (0, 0, 4), 7.5, 7.0),
-        (on("index", 13), on("middle", 13), 5.5, 5.5), (on("middle", 13), on("ring", 13), 5.5, 5.5), (on("ring", 12), on("pinky", 12), 5.2, 5.0),  # webs
+        (on("index", 10), on("middle", 10), 6.3, 6.3), (on("middle", 10), on("ring", 10), 6.3, 6.3), (on("ring", 9.5), on("pinky", 9), 5.8, 5.6),  # webs
         ((12, 12, -7), (45, 36, -16), 13.5, 11.0), ((16, 10, -9), (52, 22, -12), 10.0, 8.0),  # ball of the thumb
         ((10, -17, -7), (66, -34, -7), 12.0, 9.5),  # outer edge
         ((46, 30, -9), (66, 24, -5), 8.0, 7.0), ((52, 34, -12), (72, 28, -6), 5.0, 5.0),  # web of the thumb
@@ -100,7 +105,9 @@ def skin(points: np.ndarray, owner: np.ndarray) -> np.ndarray:
     A finger's vertex sees only the palm and its own finger, so neighbouring fingers never grow together.
     """
     palm = palm_field(points)
-    each = np.stack([finger_field(name, points) for name in MANO_FINGERS], 1)
-    joined = solids.blend(np.stack([np.repeat(palm[:, None], 5, 1), each], 2), 1.8)
-    own = np.take_along_axis(joined, np.maximum(owner, 0)[:, None], 1)[:, 0]
-    return np.where(owner >= 0, own, joined.min(1))
+    out = np.full(len(points), np.inf)
+    for k, name in enumerate(MANO_FINGERS):
+        near = np.flatnonzero((owner == k) | (owner < 0))
+        joined = solids.blend(np.stack([palm[near], finger_field(name, points[near])], 1), 1.8)
+        out[near] = np.minimum(out[near], joined)
+    return out

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy import sparse
+
+_STEP = 1e-3
 
 Field = Callable[[np.ndarray], np.ndarray]
 """Points (N, 3) → signed distances (N,), both in the same unit."""
@@ -13,10 +16,13 @@ Field = Callable[[np.ndarray], np.ndarray]
 def cones(points: np.ndarray, start: np.ndarray, end: np.ndarray, r_start: np.ndarray, r_end: np.ndarray) -> np.ndarray:
     """Approximate signed distances (N, K) from `points` (N, 3) to K capsules from `start` to `end` (K, 3) whose radius runs from `r_start` to `r_end` (K,)."""
     axis = end - start
-    along = np.einsum("nkd,kd->nk", points[:, None] - start, axis) / np.maximum((axis * axis).sum(1), 1e-12)
-    along = np.clip(along, 0.0, 1.0)
-    nearest = start + along[..., None] * axis
-    return np.linalg.norm(points[:, None] - nearest, axis=2) - (r_start + along * (r_end - r_start))
+    length = np.maximum((axis * axis).sum(1), 1e-12)
+    # |p − a − t·axis|² multiplied out: products of (N, 3) and (3, K) instead of (N, K, 3) arrays.
+    ahead = points @ axis.T - (start * axis).sum(1)
+    along = np.clip(ahead / length, 0.0, 1.0)
+    square = (points * points).sum(1)[:, None] - 2 * (points @ start.T) + (start * start).sum(1)
+    square += along * (along * length - 2 * ahead)
+    return np.sqrt(np.maximum(square, 0.0)) - (r_start + along * (r_end - r_start))
 
 
 def blend(distances: np.ndarray, softness: float) -> np.ndarray:
@@ -25,18 +31,25 @@ def blend(distances: np.ndarray, softness: float) -> np.ndarray:
     return low[..., 0] - softness * np.log(np.exp(-(distances - low) / softness).sum(-1))
 
 
-def gradient(field: Field, points: np.ndarray, step: float) -> np.ndarray:
-    """Central differences of `field` at `points` (N, 3), in one call of the field."""
-    offsets = step * np.vstack([np.eye(3), -np.eye(3)])
-    values = field((points[None] + offsets[:, None]).reshape(-1, 3)).reshape(6, -1)
-    return (values[:3] - values[3:]).T / (2 * step)
+def slope(field: Field, points: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values (N,) and forward differences (N, 3) of `field` at `points`, in one call of the field."""
+    offsets = step * np.vstack([np.zeros(3), np.eye(3)])
+    values = field((points[None] + offsets[:, None]).reshape(-1, 3)).reshape(4, -1)
+    return values[0], (values[1:] - values[0]).T / step
 
 
-def pull(field: Field, points: np.ndarray, step: float, rounds: int = 6, along: np.ndarray | None = None) -> np.ndarray:
-    """`points` (N, 3) moved onto the surface (field = 0) by damped Newton steps; `along` (3,) or (N, 3) masks the axes that may move."""
-    for _ in range(rounds):
-        slope = gradient(field, points, step)
-        if along is not None:
-            slope = slope * along
-        points = points - slope * (np.clip(field(points), -8 * step, 8 * step) / np.maximum((slope * slope).sum(1), 0.05))[:, None]
+def settle(field: Field, points: np.ndarray, free: np.ndarray, pace: np.ndarray, mean: sparse.spmatrix, rounds: tuple[int, int, int] = (5, 11, 2)) -> np.ndarray:
+    """Pull `points` (N, 3) onto the surface (field = 0), even out their spacing along it, and pull again.
+
+    `free` (N, 3): 1 where a coordinate may move. `pace` (N,): share of the way to the neighbours' mean per round. `mean`: see `meshing.averaging`.
+    """
+    approach, relax, finish = rounds
+    for i in range(approach + relax + finish):
+        value, normal = slope(field, points, _STEP)
+        normal = normal * free
+        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 0.2)
+        if approach <= i < approach + relax:
+            shift = pace[:, None] * free * (mean @ points - points)
+            points = points + shift - normal * (shift * normal).sum(1, keepdims=True)
+        points = points - normal * np.clip(value, -4.0, 4.0)[:, None]
     return points
