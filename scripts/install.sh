@@ -23,10 +23,10 @@ fi
 # name, first where pip already looks, then at PyTorch's own index.
 version=$(sed -n 's/^torch==//p' constraints-cpu.txt)
 if [ "$torch" = cpu ] && [ "$(uname -s)" = Linux ] && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
-  "$venv/bin/pip" install -q --no-deps "torch==$version+cpu" 2>/dev/null ||
+  "$venv/bin/pip" install -qq --no-deps "torch==$version+cpu" 2>/dev/null ||
     "$venv/bin/pip" install -q --no-deps --retries 1 --timeout 20 --index-url "${CPU_INDEX:-https://download.pytorch.org/whl/cpu}" "torch==$version+cpu" ||
     echo "No CPU build of torch $version within reach (set CPU_INDEX to an index that has one): taking the default build." >&2
 fi
 
 echo "installing handvlm[$extras] into $venv (torch: $torch)"
-"$venv/bin/pip" install -q -c constraints-cpu.txt -e ".[$extras]"
+"$venv/bin/pip" install -qq -c constraints-cpu.txt -e ".[$extras]"

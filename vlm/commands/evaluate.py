@@ -116,8 +116,9 @@ def compare_runs(options: argparse.Namespace) -> int:
         if not members:
             continue
         first, second = ([float(q.score(found[q.id]).right) for q in members] for found in sides)
-        result = paired_difference(second, first, [q.cluster for q in members])
-        rows.append([row, len(members), f"{np.mean(first):.3f}", f"{np.mean(second):.3f}", result])
+        d = paired_difference(second, first, [q.cluster for q in members])
+        difference = f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {d.p_value:.3g}"
+        rows.append([row, len(members), f"{np.mean(first):.3f}", f"{np.mean(second):.3f}", difference])
     print(tables.markdown_table(["question", "n", str(options.runs[0]), str(options.runs[1]), "difference"], rows))
     return 0
 
