@@ -1,0 +1,139 @@
+"""Data sets as groups: all samples about one picture together, so that a picture's questions share one copy of its tokens.
+
+`open_groups(kind, path, ...)` gives a `Groups`; group `index` in pass `epoch` is a function of (seed, index, epoch) alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.sample import Sample
+
+SPLITS = ("train", "val", "test")
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be read; the message names the folder or file and what to do."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """`size` groups; `read(index, epoch)` gives the samples of one, in order; `pictures` lists every picture's path."""
+
+    size: int
+    read: Callable[[int, int], list[Sample]]
+    pictures: Callable[[], list[Path]]
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class JsonLines:
+    """A file of one JSON record a line, read on demand: keeps the lines' places, not the records."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise DatasetError(f"{path}: no such file; make the folder with scripts/make_synthetic.py, or correct the path")
+        self.starts = [0]
+        with open(path, "rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):  # a last line without an end is still being written
+                    self.starts.append(self.starts[-1] + len(line))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with open(self.path, "rb") as file:
+            file.seek(self.starts[index])
+            line = file.read(self.starts[index + 1] - self.starts[index])
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise DatasetError(f"{self.path}: line {index + 1} is not JSON ({error}); remove it, or make the folder again") from error
+
+
+def open_groups(
+    kind: str,
+    path: str | Path,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    kinds: Sequence[str] | None = None,
+    limit: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> Groups:
+    """Opens a data set by kind.
+
+    Args:
+        kind: "synthetic_referral" (questions about a folder of synthetic scenes), "tool_dialogues" (executed tool calls about
+            such a folder) or "hoi_qa" (a HOI-QA json file).
+        path: the folder or file.
+        seed: of wordings and choices.
+        split: whose wordings to use.
+        kinds: question kinds to ask; None asks all.
+        limit: only the first so many pictures.
+        options: further arguments of the reader.
+
+    Raises DatasetError.
+    """
+    if kind not in READERS:
+        raise DatasetError(f"data set kind {kind!r}, expected one of {', '.join(READERS)}")
+    if split not in SPLITS:
+        raise DatasetError(f"split {split!r}, expected one of {', '.join(SPLITS)}")
+    path = Path(path).absolute()
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file or folder ({kind})")
+    return READERS[kind](path, seed=seed, split=split, kinds=list(kinds) if kinds is not None else None, limit=limit, **(options or {}))
+
+
+def _synthetic_referral(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None) -> Groups:
+    from data.synthetic.questions import questions
+
+    return _scenes(path, limit, lambda record, epoch: questions(record, path, split=split, seed=_mix(seed, epoch), kinds=kinds))
+
+
+def _tool_dialogues(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
+    from data.tool_dialogues import dialogues
+
+    return _scenes(path, limit, lambda record, epoch: dialogues(record, path, split=split, seed=_mix(seed, epoch), kinds=kinds, **options))
+
+
+def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
+    from data.hoi_qa import read_hoi_qa
+
+    by_picture: dict[str, list[Sample]] = {}
+    for sample in read_hoi_qa(path, **options):
+        if kinds is None or sample.targets.get("kind") in kinds:
+            by_picture.setdefault(str(picture_of(sample)), []).append(sample)
+    groups = list(by_picture.values())[:limit]
+    return Groups(len(groups), lambda index, epoch: groups[index], lambda: [Path(name) for name in by_picture])
+
+
+READERS: dict[str, Callable[..., Groups]] = {
+    "synthetic_referral": _synthetic_referral,
+    "tool_dialogues": _tool_dialogues,
+    "hoi_qa": _hoi_qa,
+}
+
+
+def picture_of(sample: Sample) -> Any:
+    """The first picture of a sample as its message has it (a path, a PIL picture or an array), or None."""
+    parts = (part for message in sample.messages for part in message["content"])
+    return next((part["image"] for part in parts if part["type"] == "image"), None)
+
+
+def _scenes(path: Path, limit: int | None, read: Callable[[dict[str, Any], int], list[Sample]]) -> Groups:
+    records = JsonLines(path / "scenes.jsonl")
+    size = len(records) if limit is None else min(limit, len(records))
+    return Groups(size, lambda index, epoch: read(records[index], epoch), lambda: [path / records[i]["image"] for i in range(size)])
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """A seed of its own for every pass, so that wordings and negatives change from pass to pass."""
+    return seed + 1_000_003 * epoch
