@@ -150,12 +150,11 @@ class HandVLMProcessor(ProcessorMixin):
         for message in messages:
             if message["role"] != "user":
                 continue
-            length = sum(len(part["text"]) for part in message["content"] if part["type"] == "text")
+            words = [part["text"] for part in message["content"] if part["type"] == "text"]
+            length = sum(map(len, words))
             if length > self.max_question_characters:
                 raise SampleError(f"a question of {length} characters; at most {self.max_question_characters} are read. Ask shorter")
-            if not any(part["type"] != "text" or part["text"].strip() for part in message["content"]) or (length and not any(
-                part.get("text", "").strip() for part in message["content"] if part["type"] == "text"
-            )):
+            if not any(word.strip() for word in words):
                 raise SampleError("an empty question. Ask something, such as 'where is my left hand?'")
 
     def _pictures(self, images: list[Any]) -> tuple[list[torch.Tensor], list[views.View]]:

@@ -16,11 +16,18 @@ PAD, END = "<pad>", "<|end|>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 TEXT_TAGS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>")  # one token each, but part of the text an answer is read from
 
-CHAT_TEMPLATE = (
-    "{%- if tools %}<|system|><tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools><|end|>{% endif -%}"
-    "{%- for message in messages %}{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}<|assistant|>{% endif -%}"
-)
+CHAT_TEMPLATE = r"""{%- if tools %}<|system|><tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools><|end|>{% endif -%}
+{%- for message in messages -%}
+    {{- '<|' + message['role'] + '|>' -}}
+    {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+    {%- else -%}
+        {%- for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor -%}
+    {%- endif -%}
+    {{- '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}<|assistant|>{% endif -%}
+"""
 
 # Words keep their leading blank; ", " stays whole because it stands between the numbers of every box; digits never merge.
 SPLIT = r", |[\[\]]| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\[\]]+|\s+"
