@@ -185,7 +185,7 @@ class _Run:
             torch.set_rng_state(state["rng"][rank])
         for name in ("seed", "batch_size"):
             if state[name] != getattr(s, name):
-                logger.warning("resuming with %s %r, the run began with %r: the order of the samples changes", name, getattr(s, name), state[name])
+                logger.warning("%s is %r, the run began with %r: the order of the samples changes", name, getattr(s, name), state[name])
 
     def save(self) -> None:
         rng = gather_object([torch.get_rng_state()])
@@ -244,7 +244,7 @@ class _Log:
 
 
 def train(model: nn.Module, task: Task, settings: TrainingSettings) -> TrainingResult:
-    """Trains `model` in place; writes `checkpoint.pt`, `best.safetensors`, `best.json`, `log.jsonl` and `settings.json` to `settings.output`.
+    """Trains `model` in place; writes `checkpoint.pt`, `best.safetensors`, `best.json`, `log.jsonl`, `settings.json` to its `output`.
 
     Raises TrainingError for a folder that holds a run already, a batch that does not divide, too few samples, or gradients
     that are not finite (the last checkpoint stays as it was).
@@ -252,7 +252,8 @@ def train(model: nn.Module, task: Task, settings: TrainingSettings) -> TrainingR
     run = _Run(model, settings)
     world, main = run.accelerator.num_processes, run.accelerator.is_main_process
     if settings.batch_size % (settings.micro_batch_size * world):
-        raise TrainingError(f"batch_size {settings.batch_size} is no multiple of micro_batch_size {settings.micro_batch_size} × {world} processes")
+        at_once = f"micro_batch_size {settings.micro_batch_size} × {world} processes"
+        raise TrainingError(f"batch_size {settings.batch_size} is no multiple of {at_once}")
     if len(task) < settings.batch_size:
         raise TrainingError(f"{len(task)} samples do not fill one batch of {settings.batch_size}: add samples or lower batch_size")
     run.start()
@@ -264,7 +265,8 @@ def train(model: nn.Module, task: Task, settings: TrainingSettings) -> TrainingR
     # a generator of its own: starting a loader draws a number, and the global generator must be that of the checkpoint
     loader = torch.utils.data.DataLoader(_Samples(task), batch_sampler=plan, collate_fn=task.collate, num_workers=settings.num_workers,
                                          generator=torch.Generator().manual_seed(settings.seed))  # fmt: skip
-    metrics = _loop(run, task, iter(loader), log, tqdm(total=settings.max_steps, initial=run.step, disable=not main, unit="step", mininterval=2))
+    bar = tqdm(total=settings.max_steps, initial=run.step, disable=not main, unit="step", mininterval=2)
+    metrics = _loop(run, task, iter(loader), log, bar)
     return TrainingResult(run.step, metrics, run.best)
 
 
@@ -306,9 +308,8 @@ def _optimise(run: _Run, task: Task, batches: list[Batch], late: bool) -> tuple[
     s, accelerator = run.settings, run.accelerator
     names, device = list(task.weights), accelerator.device
     batches = [{name: value.to(device) for name, value in batch.items()} for batch in batches]
-    local = [task.counts(batch) for batch in batches]
-    counts = torch.stack([sum(torch.as_tensor(c[name], dtype=torch.float32) for c in local) for name in names] + [torch.tensor(float(late))])
-    counts = accelerator.reduce(counts.to(device), "sum")
+    local = [torch.stack([torch.as_tensor(c[name]).float() for name in names]) for c in map(task.counts, batches)]
+    counts = accelerator.reduce(torch.cat([sum(local), torch.tensor([float(late)], device=device)]), "sum")
     stop, counts = bool(counts[-1] > 0), counts[:-1].clamp(min=1)
     weights = torch.tensor([task.weights[name] for name in names], device=device)
     parts = torch.zeros(len(names), device=device)

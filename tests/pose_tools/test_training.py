@@ -79,10 +79,10 @@ def test_micro_batches_equal_one_batch(tmp_path):
 def test_two_processes_equal_one(tmp_path):
     train(network(), TinyTask(), settings(tmp_path / "one"))
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-               str(root / "tests/pose_tools/tiny_training.py"), str(tmp_path / "two"), "micro_batch_size=2"]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "tests/pose_tools/tiny_training.py", str(tmp_path / "two"), "micro_batch_size=2"]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     assert len(two["rng"]) == 2

@@ -50,8 +50,8 @@ def network(dropout: float = 0.0) -> nn.Module:
 
 
 def settings(output: Path | str, **changes) -> TrainingSettings:
-    base = {"max_steps": 12, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "log_every": 3, "evaluate_every": 4,
-            "save_every": 5, "best_metric": "goodness"}  # fmt: skip
+    base = {"max_steps": 12, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "log_every": 3,
+            "evaluate_every": 4, "save_every": 5, "best_metric": "goodness"}  # fmt: skip
     return TrainingSettings(output=str(output), **(base | changes))
 
 
