@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm.commands.console import DEFAULT_MODEL, CommandError, load_model
+from vlm.commands.console import DEFAULT_MODEL, CommandError
+from vlm.commands.loading import load_model
 from vlm.evaluation import records, tables
 
 
@@ -86,9 +87,9 @@ def detections(folder: Path, asked: Sequence[Any]) -> Callable[[Any], np.ndarray
     from data.detections import cached_detections
     from vlm.evaluation.referral import image_of
 
-    root = folder.absolute()
+    root = folder.resolve()
     cached = cached_detections(root, sorted({Path(image_of(q)) for q in asked}))
-    return lambda picture: cached[os.path.relpath(picture, root.resolve())]
+    return lambda picture: cached[os.path.relpath(picture, root)]
 
 
 def tool_use(options: argparse.Namespace) -> int:

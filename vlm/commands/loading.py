@@ -1,0 +1,53 @@
+"""A model folder → a model ready to answer: whole or an adapter, in full precision or in 8 or 4 bits."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from vlm.commands.console import CommandError, user_errors
+
+KEPT = ["model.vision_tower", "model.multi_modal_projector", "model.pose_projectors", "lm_head"]
+"""What stays in full precision when the language model is quantised: full names, for bitsandbytes skips nothing by their ends."""
+
+
+def load_model(folder: str | Path, *, device: str = "cpu", load_in: str | None = None) -> tuple[Any, Any]:
+    """The model and processor of a folder, ready to answer; `load_in` is "8bit", "4bit" or None.
+
+    Raises CommandError for a folder that is not a model's, a config that is not understood, or a device that is not there.
+    """
+    from vlm import HandVLM, HandVLMProcessor
+    from vlm.adapters import is_adapter, load_adapter
+
+    folder = Path(folder)
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        raise CommandError(f"{folder}: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model")
+    options = _quantised(load_in) if load_in else {"dtype": "auto"}
+    try:
+        processor = HandVLMProcessor.from_pretrained(folder)
+        if is_adapter(folder):
+            model = load_adapter(HandVLM, folder, merge=load_in is None, **options)
+        else:
+            model = HandVLM.from_pretrained(folder, **options)
+        return (model if load_in else model.to(device)).eval(), processor
+    except user_errors():
+        raise
+    except Exception as error:  # a broken folder makes transformers, torch and safetensors raise nearly anything
+        raise CommandError(f"{folder}: cannot be loaded ({type(error).__name__}: {error}). Copy the folder again, or correct its config.json") from error
+
+
+def _quantised(load_in: str) -> dict[str, Any]:
+    """Arguments of from_pretrained for 8- or 4-bit weights of the language model; eyes, projectors and head stay as they are."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise CommandError(f"--load-in {load_in} needs bitsandbytes: pip install 'handvlm[quant]'") from error
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else one line per layer and token about casting
+    config = BitsAndBytesConfig(
+        load_in_8bit=load_in == "8bit", load_in_4bit=load_in == "4bit", bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=KEPT
+    )
+    return {"quantization_config": config, "dtype": torch.bfloat16}
