@@ -139,8 +139,10 @@ def parse_boxes(
         if found.box is None:
             faults.append(found.problem or "")
             continue
-        pixels = tuple(v * side for v, side in zip(found.box, (width, height) * 2, strict=True))
-        boxes.append(Box(tuple(float(int(v)) for v in pixels) if compat else pixels))
+        x1, y1, x2, y2 = (v * side for v, side in zip(found.box, (width, height) * 2, strict=True))
+        if compat:
+            x1, y1, x2, y2 = (float(int(v)) for v in (x1, y1, x2, y2))
+        boxes.append(Box((x1, y1, x2, y2)))
     if problems is not None:
         problems.extend(faults)
     elif faults:

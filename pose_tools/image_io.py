@@ -6,6 +6,7 @@ import io
 import logging
 import os
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,7 +21,7 @@ MAX_PIXELS = 64_000_000
 # Never EPS, whose decoder starts a program, nor anything else that is no plain picture.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-ImageSource = str | os.PathLike | bytes | np.ndarray | Image.Image
+ImageSource: TypeAlias = str | os.PathLike | bytes | np.ndarray | Image.Image
 
 
 class ImageError(ValueError):

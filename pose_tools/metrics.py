@@ -159,8 +159,9 @@ def box_iou(a: Any, b: Any, compat: str | None = None) -> Any:
         area_a, area_b = ((box[..., 2:] - box[..., :2] + end).prod(-1) for box in (a, b))
         intersection = np.where((inner > 0).all(-1), inner.prod(-1), 0.0)
         iou = intersection / (area_a + area_b - intersection)
-    sound = np.logical_and(*[np.isfinite(box).all(-1) & (box[..., 2:] >= box[..., :2]).all(-1) for box in (a, b)])
-    return np.where(sound & np.isfinite(iou), iou, 0.0)[()]
+    sound_a, sound_b = (np.isfinite(box).all(-1) & (box[..., 2:] >= box[..., :2]).all(-1) for box in (a, b))
+    sound = sound_a & sound_b
+    return np.asarray(np.where(sound & np.isfinite(iou), iou, 0.0))[()]
 
 
 def match_boxes(pred: Any, gt: Any, threshold: float = 0.0, compat: str | None = None) -> list[tuple[int, int, float]]:
@@ -202,7 +203,7 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None,
     lost = np.isnan(distances) & valid[:, None]
     if lost.any() and missing is None:
         raise ValueError(
-            f"trajectory_errors: {lost.any((1, 3)).sum()} hands have no prediction (NaN); say with missing= what distance that costs"
+            f"trajectory_errors: {int(np.any(lost, axis=(1, 3)).sum())} hands have no prediction (NaN); say with missing= what distance that costs"
         )
     distances = np.where(valid[:, None], np.where(lost, missing or 0.0, distances), 0.0)
     weights = valid * np.arange(1, steps + 1) / steps
@@ -226,10 +227,12 @@ def _handsonvlm_errors(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> d
     """What HandsOnVLM's evaluation printed, normalised coordinates; its quirks are kept.
 
     The names are swapped: "ade" is the mean distance at the last step, "fde" the mean over all steps. Steps whose truth is
-    off screen cost nothing but stay in the denominator. "wde" averages over all hands, missing ones as zero.
+    off screen cost nothing but stay in the denominator. "wde" averages over all hands, missing ones as zero. A
+    prediction of NaN (no trajectory in the answer) counts as the picture's corner (0, 0).
     """
     steps = gt.shape[2]
-    on_screen = ((gt >= 0) & (gt < 1)).all(-1)
+    on_screen: np.ndarray = np.all((gt >= 0) & (gt < 1), axis=-1)
+    pred = np.where(np.isnan(pred), 0.0, pred)
     distances = np.linalg.norm(pred - gt[:, None], axis=-1) * on_screen[:, None]
     weighted = (distances * np.arange(1, steps + 1) / steps).sum(-1) / np.maximum(on_screen.sum(-1), 1)[:, None]
     last, mean, weighted = (values.mean(1) * valid for values in (distances[..., -1], distances.mean(-1), weighted))

@@ -178,6 +178,12 @@ def test_handsonvlm_compat_prints_swapped_names_and_diluted_wde():
             mean.append(sum(d) / 4)
     for name, values in (("ade", last), ("fde", mean), ("wde", weighted)):
         assert result[name] == pytest.approx(np.mean(values)) and result[f"{name}_std"] == pytest.approx(np.std(values))
+    silent = pred.copy()
+    silent[2], pred[2] = np.nan, 0.0  # no trajectory in the answer: its evaluation puts the hand into the corner
+    assert metrics.trajectory_errors(silent, gt, valid, compat="handsonvlm") == metrics.trajectory_errors(
+        pred, gt, valid, compat="handsonvlm"
+    )
+    result = metrics.trajectory_errors(pred, gt, valid, compat="handsonvlm")
     everywhere = np.repeat(valid[..., None], 4, -1)
     assert metrics.trajectory_errors(pred, gt, everywhere, compat="handsonvlm") == result
     assert np.isnan(metrics.trajectory_errors(pred, gt, np.zeros((5, 2)), compat="handsonvlm")["ade"])

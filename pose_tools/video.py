@@ -1,0 +1,274 @@
+"""Clips in and out (PyAV): frames with their times, sampling by index or time, H.264 files that browsers play.
+
+Frames are RGB uint8 (H, W, 3), turned upright by the file's rotation mark. Times are seconds after the first frame.
+A file's packets are listed first (no decoding), so that "frame 57" and "at 3.2 s" mean the same for every frame rate, also a
+varying one; reading then seeks to the key frame before a target and decodes forward.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pose_tools.files import atomic_path
+from pose_tools.image_io import MAX_PIXELS
+
+logger = logging.getLogger(__name__)
+
+# Containers only: a play list (HLS, concat …) would make the decoder open other files and addresses.
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,mjpeg,h264,hevc,m4v"
+
+
+class VideoError(ValueError):
+    """A clip that cannot be read or written; the message names the file, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """`width`, `height` in pixels of the upright picture; `times` (T,) seconds of all frames; `fps` their average rate."""
+
+    width: int
+    height: int
+    fps: float
+    times: np.ndarray
+
+    @property
+    def frame_count(self) -> int:
+        return len(self.times)
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame until the last one has been shown."""
+        return float(self.times[-1]) + 1 / self.fps
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Some `frames` of a video, in the order asked for, with their `indices` and `times` (T,) in it; `fps` is the whole video's."""
+
+    frames: tuple[np.ndarray, ...]
+    indices: np.ndarray
+    times: np.ndarray
+    fps: float
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Size, rate and frame times of a video, without decoding more than its first frame. Raises VideoError."""
+    listing = _list_frames(path)
+    with _open(path) as (container, stream):
+        first = next(_decode(container, stream, path))
+        height, width = _upright(first).shape[:2]
+        return VideoInfo(width, height, listing.fps, listing.times)
+
+
+def read_frames(
+    path: str | os.PathLike,
+    *,
+    indices: Sequence[int] | None = None,
+    times: Sequence[float] | None = None,
+    count: int | None = None,
+) -> Clip:
+    """Frames by number (`indices`), by time (`times`, seconds: what is on the screen then), or `count` of them evenly spread.
+
+    Exactly one of the three is given; repeats and any order are fine, as are more frames than there are (`count` then
+    repeats some). Raises VideoError for what cannot be read, and ValueError for indices or times outside the video.
+    """
+    if sum(value is not None for value in (indices, times, count)) != 1:
+        raise ValueError("read_frames: give exactly one of indices, times and count")
+    listing = _list_frames(path)
+    wanted = _wanted(listing, path, indices, times, count)
+    with _open(path) as (container, stream):
+        chosen = _seek_and_decode(container, stream, listing, sorted(set(wanted)), path)
+        found = {index: _upright(frame) for index, frame in chosen}
+    return Clip(tuple(found[i] for i in wanted), np.array(wanted, dtype=int), listing.times[wanted], listing.fps)
+
+
+def iterate_frames(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
+    """Every frame in order with its time, one in memory at a time. Raises VideoError, also in the middle of a damaged file."""
+    with _open(path) as (container, stream):
+        first, rate = None, _rate(stream)
+        for number, frame in enumerate(_decode(container, stream, path)):
+            timed = frame.pts is not None and not _without_times(container)
+            time = float(frame.pts * frame.time_base) if timed else number / rate
+            first = time if first is None else first
+            yield time - first, _upright(frame)
+
+
+def sample_indices(frame_count: int, count: int) -> list[int]:
+    """`count` frame numbers evenly spread over 0 … frame_count − 1, both ends included (halves to the even number)."""
+    if frame_count < 1 or count < 1:
+        raise ValueError(f"sample_indices: needs frames and a count of at least 1, got {frame_count} and {count}")
+    return np.rint(np.linspace(0, frame_count - 1, count)).astype(int).tolist()
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float, *, crf: int = 18) -> None:
+    """Writes RGB uint8 frames (H, W, 3) of one size as H.264 yuv420p .mp4, whole or not at all.
+
+    H.264 stores even sizes only: an odd side gets one more row or column, a copy of the last. `crf` 0–51, smaller is better.
+    """
+    import av
+
+    if not (np.isfinite(fps) and fps > 0):
+        raise VideoError(f"{path}: fps must be positive, got {fps}")
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise VideoError(f"{path}: no frames to write")
+    shape = np.asarray(first).shape
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise VideoError(f"{path}: frames must be uint8 (H, W, 3), the first is {shape}")
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(10_000))
+        stream.width, stream.height = (shape[1] + 1) // 2 * 2, (shape[0] + 1) // 2 * 2
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf)}
+        for number, frame in enumerate(itertools.chain([first], frames)):
+            frame = np.asarray(frame)
+            if frame.shape != shape or frame.dtype != np.uint8:
+                raise VideoError(f"{path}: frame {number} is {frame.dtype} {frame.shape}, expected uint8 (H, W, 3) as the first, {shape}")
+            even = np.pad(frame, [(0, shape[0] % 2), (0, shape[1] % 2), (0, 0)], mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """All frames in the order they are shown: time stamps `pts` (None where the file has none), `times`, which are `keys`
+    (key frames). `indexed`: the container has an index, so that a seek lands where it should; others are read from the start."""
+
+    pts: np.ndarray | None
+    times: np.ndarray
+    keys: np.ndarray
+    fps: float
+    indexed: bool
+
+
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
+    import av
+
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    if path.is_dir() or size == 0:
+        raise VideoError(f"{path}: {'is a folder, not a video' if path.is_dir() else 'the file is empty (0 bytes)'}")
+    try:
+        container = av.open(f"file:{path.resolve()}", options={"format_whitelist": CONTAINERS}, metadata_errors="ignore")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: not a video we can read, or cut off ({size} bytes; {_reason(error)}); get the file again") from error
+    with container:
+        if not container.streams.video:
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "no"
+            raise VideoError(f"{path}: has no picture track, only {kinds} data")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise VideoError(f"{path}: no decoder for its picture track")
+        if stream.width * stream.height > MAX_PIXELS:
+            raise VideoError(f"{path}: refused, frames of {stream.width}x{stream.height} are more than {MAX_PIXELS / 1e6:.0f} megapixels")
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _list_frames(path: Any) -> _Listing:
+    """The time stamps of all packets, nothing decoded; a file that breaks off lists what is there."""
+    import av
+
+    packets = []
+    with _open(path) as (container, stream):
+        try:
+            packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
+        except av.FFmpegError as error:
+            logger.warning("%s: damaged after %d frames (%s), the rest is left out", path, len(packets), _reason(error))
+        rate, time_base, without_times = _rate(stream), float(stream.time_base), _without_times(container)
+        indexed = container.format.name.startswith(("mov", "matroska"))
+    if not packets:
+        raise VideoError(f"{path}: its picture track holds no frames")
+    if without_times or any(pts is None for pts, _ in packets):
+        numbers = np.arange(len(packets))
+        return _Listing(None, numbers / rate, numbers == 0, rate, indexed=False)
+    packets.sort()
+    pts = np.array([p for p, _ in packets], dtype=np.int64)
+    times = (pts - pts[0]) * time_base
+    fps = float((len(times) - 1) / times[-1]) if times[-1] > 0 else rate
+    return _Listing(pts, times, np.array([key for _, key in packets]), fps, indexed)
+
+
+def _wanted(listing: _Listing, path: Any, indices: Sequence[int] | None, times: Sequence[float] | None, count: int | None) -> list[int]:
+    total = len(listing.times)
+    if count is not None:
+        return sample_indices(total, count)
+    if times is not None:
+        asked = np.asarray(times, dtype=np.float64).reshape(-1)
+        end = listing.times[-1] + 1 / listing.fps
+        if not ((asked >= 0) & (asked <= end)).all():
+            raise ValueError(
+                f"{path}: times must lie between 0 and {end:.3f} s, got {asked[~((asked >= 0) & (asked <= end))][:5].tolist()}"
+            )
+        # A microsecond of grace: 2 / 30 s must find frame 2 although both numbers are rounded.
+        return (np.searchsorted(listing.times, asked + 1e-6, side="right") - 1).tolist()
+    wanted = [int(i) for i in indices or ()]
+    if any(not 0 <= i < total for i in wanted):
+        raise ValueError(f"{path}: frame numbers must lie between 0 and {total - 1}, got {[i for i in wanted if not 0 <= i < total][:5]}")
+    return wanted
+
+
+def _seek_and_decode(container: Any, stream: Any, listing: _Listing, wanted: list[int], path: Any) -> Iterator[tuple[int, Any]]:
+    """Decodes the `wanted` frame numbers (ascending), seeking wherever a key frame lies between here and the next of them."""
+    keys = np.flatnonzero(listing.keys)
+    decoder, position = _decode(container, stream, path), -1
+    for index in wanted:
+        key = int(keys[max(0, int(np.searchsorted(keys, index, side="right")) - 1)]) if keys.size else 0
+        if listing.pts is not None and listing.indexed and key > position + 1:
+            decoder = _decode(container, stream, path, seek_to=int(listing.pts[key]))
+        for frame in decoder:
+            position = position + 1 if listing.pts is None else int(np.searchsorted(listing.pts, frame.pts))
+            if position >= index:
+                break
+        else:
+            raise VideoError(f"{path}: frame {index} of {len(listing.times)} cannot be decoded, the file is damaged or cut off")
+        yield index, frame
+
+
+def _decode(container: Any, stream: Any, path: Any, seek_to: int | None = None) -> Iterator[Any]:
+    import av
+
+    count = 0
+    try:
+        if seek_to is not None:
+            container.seek(seek_to, stream=stream)
+        for frame in container.decode(stream):
+            yield frame
+            count += 1
+    except av.FFmpegError as error:
+        raise VideoError(f"{path}: damaged after {count} decoded frames ({_reason(error)}); get the file again") from error
+    if count == 0:
+        raise VideoError(f"{path}: no frame could be decoded, the file is damaged or cut off")
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """RGB array of a decoded frame, turned as the file's display matrix says (ffmpeg counts counter-clockwise)."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def _without_times(container: Any) -> bool:
+    """AVI stores no time stamps; what ffmpeg makes up for it is wrong where frames are stored in decoding order."""
+    return container.format.name == "avi"
+
+
+def _rate(stream: Any) -> float:
+    rate = stream.average_rate or stream.base_rate or stream.guessed_rate
+    return float(rate) if rate else 25.0
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
