@@ -45,8 +45,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
     path = Path(source)
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{name or path}: cannot be read ({error.strerror or error}); check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the path
+        raise ImageError(f"{name or path}: cannot be read ({getattr(error, 'strerror', None) or error}); check the path") from error
     return _from_bytes(data, name or str(path), max_pixels)
 
 
@@ -60,8 +60,11 @@ def write_image(path: str | os.PathLike, image: np.ndarray, *, quality: int = 95
     if kind not in FORMATS:
         raise ImageError(f"{path}: unknown picture suffix {path.suffix!r}, use .jpg or .png")
     options = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
-    with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, format=kind, **options)
+    try:
+        with atomic_path(path) as temporary:
+            Image.fromarray(image).save(temporary, format=kind, **options)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be written ({error.strerror or error}); is there room, and may we write there?") from error
 
 
 def _from_bytes(data: bytes, name: str, max_pixels: int) -> np.ndarray:

@@ -203,7 +203,8 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None,
     lost = np.isnan(distances) & valid[:, None]
     if lost.any() and missing is None:
         raise ValueError(
-            f"trajectory_errors: {int(np.any(lost, axis=(1, 3)).sum())} hands have no prediction (NaN); say with missing= what distance that costs"
+        hands = int(np.any(lost, axis=(1, 3)).sum())
+        raise ValueError(f"trajectory_errors: {hands} hands have no prediction (NaN); say with missing= what distance that costs")
         )
     distances = np.where(valid[:, None], np.where(lost, missing or 0.0, distances), 0.0)
     weights = valid * np.arange(1, steps + 1) / steps

@@ -126,11 +126,21 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
     shape = np.asarray(first).shape
     if len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise VideoError(f"{path}: frames must be uint8 (H, W, 3), the first is {shape}")
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    try:
+        with atomic_path(path) as temporary:
+            _encode(temporary, itertools.chain([first], frames), shape, fps, crf, path)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be written ({_reason(error)}); is there room, and may we write there?") from error
+
+
+def _encode(temporary: Path, frames: Iterable[np.ndarray], shape: tuple[int, ...], fps: float, crf: int, path: Any) -> None:
+    import av
+
+    with av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(10_000))
         stream.width, stream.height = (shape[1] + 1) // 2 * 2, (shape[0] + 1) // 2 * 2
         stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf)}
-        for number, frame in enumerate(itertools.chain([first], frames)):
+        for number, frame in enumerate(frames):
             frame = np.asarray(frame)
             if frame.shape != shape or frame.dtype != np.uint8:
                 raise VideoError(f"{path}: frame {number} is {frame.dtype} {frame.shape}, expected uint8 (H, W, 3) as the first, {shape}")
@@ -158,8 +168,8 @@ def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
     path = Path(path)
     try:
         size = path.stat().st_size
-    except OSError as error:
-        raise VideoError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the path
+        raise VideoError(f"{path}: cannot be read ({_reason(error)}); check the path") from error
     if path.is_dir() or size == 0:
         raise VideoError(f"{path}: {'is a folder, not a video' if path.is_dir() else 'the file is empty (0 bytes)'}")
     try:

@@ -175,3 +175,6 @@ def test_wrong_requests_and_frames(clip, tmp_path):
     with pytest.raises(VideoError, match="fps must be positive"):
         write_video(target, [numbered(0)], 0)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(VideoError, match="cannot be written"):
+        write_video(tmp_path / "file" / "out.mp4", [numbered(0)], FPS)
