@@ -1,0 +1,159 @@
+"""Scene → picture and id mask: every part is rasterised once on a patch of its own, the patches are laid together by depth, and a camera looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from data.synthetic import background
+from pose_tools.raster import rasterise
+
+SUPERSAMPLE = 2
+MARGIN = 0.5
+"""How far beyond the border, in picture widths, a part is still drawn to know how much of it the border hides."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A surface of one thing: `vertices` (V, 3) metres and `normals` (V, 3), camera frame, `faces` (F, 3), `colours` (V, 3) 0..1, the `id` it has in the mask."""
+
+    id: int
+    vertices: np.ndarray
+    normals: np.ndarray
+    faces: np.ndarray
+    colours: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A part as drawn alone: where its patch lies (`x`, `y`, supersampled pixels) and the pixels it covers with depth and colour."""
+
+    part: Part
+    x: int
+    y: int
+    mask: np.ndarray
+    depth: np.ndarray
+    rgb: np.ndarray
+
+    @property
+    def area(self) -> int:
+        """How many supersampled pixels the part would cover if nothing hid it."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class Light:
+    """`direction` (3,) towards the light, camera frame; the `ambient` share of light that comes from everywhere."""
+
+    direction: np.ndarray
+    ambient: float
+
+
+def draw_layer(part: Part, focal: float, size: int, light: Light) -> Layer | None:
+    """The part alone, at SUPERSAMPLE times `size` with a focal length in picture pixels; None when it lies off the picture."""
+    full = size * SUPERSAMPLE
+    points = part.vertices[:, :2] / np.maximum(part.vertices[:, 2:], 0.05) * (focal * SUPERSAMPLE) + full / 2
+    low, high = -int(MARGIN * full), int((1 + MARGIN) * full)
+    x1, y1 = (int(v) for v in np.clip(np.floor(points.min(0)), low, high))
+    x2, y2 = (int(v) for v in np.clip(np.ceil(points.max(0)), low, high))
+    if x2 - x1 < 2 or y2 - y1 < 2:
+        return None
+    intrinsics = np.array([[focal * SUPERSAMPLE, 0, full / 2 - x1], [0, focal * SUPERSAMPLE, full / 2 - y1], [0, 0, 1.0]])
+    drawn = rasterise(
+        part.vertices, part.faces, intrinsics, (x2 - x1, y2 - y1),
+        colours=part.colours, normals=part.normals, light=light.direction, ambient=light.ambient, near=0.05,
+    )  # fmt: skip
+    mask = drawn.face_ids >= 0
+    return Layer(part, x1, y1, mask, drawn.depth, drawn.colour) if mask.any() else None
+
+
+def lay_together(layers: list[Layer], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(owner, depth)`, both (full, full) supersampled: which layer is nearest (−1: none) and how far it is."""
+    full = size * SUPERSAMPLE
+    owner = np.full((full, full), -1, dtype=np.int16)
+    depth = np.full((full, full), np.inf, dtype=np.float32)
+    for number, layer in enumerate(layers):
+        (rows, cols), (from_rows, from_cols) = _overlap(layer, full)
+        there, mine = depth[rows, cols], layer.depth[from_rows, from_cols]
+        nearer = layer.mask[from_rows, from_cols] & (mine < there)
+        there[nearer] = mine[nearer]
+        owner[rows, cols][nearer] = number
+    return owner, depth
+
+
+def _overlap(layer: Layer, full: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    h, w = layer.mask.shape
+    x1, y1, x2, y2 = max(layer.x, 0), max(layer.y, 0), min(layer.x + w, full), min(layer.y + h, full)
+    x2, y2 = max(x1, x2), max(y1, y2)
+    return (slice(y1, y2), slice(x1, x2)), (slice(y1 - layer.y, y2 - layer.y), slice(x1 - layer.x, x2 - layer.x))
+
+
+def id_mask(layers: list[Layer], owner: np.ndarray) -> np.ndarray:
+    """(size, size) uint8 ids of the picture's pixels, taken at one sample of each."""
+    ids = np.array([layer.part.id for layer in layers] + [0], dtype=np.uint8)
+    return ids[owner[1::SUPERSAMPLE, 1::SUPERSAMPLE]]
+
+
+def paint(layers: list[Layer], owner: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """The picture (size, size, 3) float32 RGB 0..1: the nearest layers over `behind` (size, size, 3)."""
+    full = owner.shape[0]
+    canvas = cv2.resize(behind, (full, full), interpolation=cv2.INTER_LINEAR)
+    for number, layer in enumerate(layers):
+        (rows, cols), (from_rows, from_cols) = _overlap(layer, full)
+        mine = owner[rows, cols] == number
+        canvas[rows, cols][mine] = layer.rgb[from_rows, from_cols][mine]
+    size = full // SUPERSAMPLE
+    return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def cast_shadows(behind: np.ndarray, parts: list[Part], focal: float, up: np.ndarray, height: float, light: Light, strength: float) -> np.ndarray:
+    """`behind` darkened where parts keep the light from the plane `point · up = −height`: soft hulls of their shadows."""
+    small = behind.shape[0] // 2
+    cover = np.zeros((small, small), dtype=np.float32)
+    fall = -light.direction / max(float(light.direction @ up), 0.35)
+    for part in parts:
+        above = part.vertices @ up + height
+        ground = part.vertices + np.maximum(above, 0)[:, None] * fall
+        ground = ground[ground[:, 2] > 0.05]
+        if len(ground) < 3:
+            continue
+        points = ground[:, :2] / ground[:, 2:] * (focal / 2) + small / 2
+        hull = cv2.convexHull(np.clip(points, -3 * small, 4 * small).astype(np.float32))
+        cv2.fillConvexPoly(cover, hull.astype(np.int32), 1.0)
+    cover = cv2.GaussianBlur(cover, (0, 0), 2.2)
+    cover = cv2.resize(cover, behind.shape[:2], interpolation=cv2.INTER_LINEAR)
+    return behind * (1 - strength * cover)[..., None]
+
+
+def look(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What a camera makes of a picture (H, W, 3) float 0..1: lens blur or motion, vignette, gain, tint, gamma, noise; uint8."""
+    size = picture.shape[0]
+    if rng.random() < 0.15:
+        length, angle = int(rng.integers(3, 7)), rng.uniform(0, np.pi)
+        kernel = np.zeros((length, length), dtype=np.float32)
+        middle, reach = (length - 1) / 2, np.array([np.cos(angle), np.sin(angle)]) * length / 2
+        ends = [tuple(int(round(v)) for v in middle + s * reach) for s in (-1, 1)]
+        cv2.line(kernel, *ends, 1.0)
+        picture = cv2.filter2D(picture, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
+    elif rng.random() < 0.6:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 0.95))
+    gain = rng.uniform(0.82, 1.15) * (1 + rng.uniform(-0.05, 0.05, 3))
+    picture = np.clip(picture * gain.astype(np.float32), 0, 1) ** np.float32(rng.uniform(0.85, 1.18))
+    if rng.random() < 0.3:
+        axis = np.linspace(-1, 1, size, dtype=np.float32) ** 2
+        picture = picture * (1 - rng.uniform(0.1, 0.3) * (axis[:, None] + axis[None, :]) / 2)[..., None]
+    sigma = rng.uniform(0.002, 0.028) if rng.random() < 0.8 else 0.0
+    picture = picture + sigma * rng.standard_normal(picture.shape, dtype=np.float32)
+    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def table(seed: int, size: int, focal: float, up: np.ndarray, height: float) -> np.ndarray:
+    """The background of a scene; see `background.draw`."""
+    return background.draw(seed, size, focal, up, height)
+
+
+def renumbered(layer: Layer, id: int) -> Layer:
+    """The same layer under another id."""
+    return replace(layer, part=replace(layer.part, id=id))
