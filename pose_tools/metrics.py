@@ -202,10 +202,8 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None,
     distances = np.linalg.norm(pred - gt[:, None], axis=-1)  # (N, S, 2, T)
     lost = np.isnan(distances) & valid[:, None]
     if lost.any() and missing is None:
-        raise ValueError(
         hands = int(np.any(lost, axis=(1, 3)).sum())
         raise ValueError(f"trajectory_errors: {hands} hands have no prediction (NaN); say with missing= what distance that costs")
-        )
     distances = np.where(valid[:, None], np.where(lost, missing or 0.0, distances), 0.0)
     weights = valid * np.arange(1, steps + 1) / steps
     with np.errstate(invalid="ignore", divide="ignore"):
