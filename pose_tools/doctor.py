@@ -46,7 +46,19 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Extra → its distributions and what they enable, as in pyproject.toml."""
 
-CORE = ("torch", "transformers", "accelerate", "numpy", "scipy", "pillow", "opencv-python-headless", "av", "safetensors", "sentencepiece", "protobuf")
+CORE = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "pillow",
+    "opencv-python-headless",
+    "av",
+    "safetensors",
+    "sentencepiece",
+    "protobuf",
+)
 SMALL_WEIGHTS = {
     "vlm_small": ("the small vision-language model", "scripts/finetune.py with scripts/configs"),
     "hand_detector": ("the small hand detector", "scripts/train_detector.py"),
@@ -82,11 +94,15 @@ def check_torch() -> list[Check]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(index)
-            detail = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, compute capability {facts.major}.{facts.minor}, driver {_driver()}"
+            detail = (
+                f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, compute capability {facts.major}.{facts.minor}, driver {_driver()}"
+            )
             checks.append(Check(f"GPU {index}", "ok", detail))
     elif torch.version.cuda:
         remedy = "without: everything runs on the CPU. PyTorch's install selector has builds for older drivers"
-        checks.append(Check("GPU", "broken", f"a CUDA {torch.version.cuda} build of torch, but no GPU answers (driver {_driver()})", remedy))
+        checks.append(
+            Check("GPU", "broken", f"a CUDA {torch.version.cuda} build of torch, but no GPU answers (driver {_driver()})", remedy)
+        )
     else:
         remedy = "without: everything runs on the CPU, training the small model takes about an hour. With a GPU: make run TORCH=cuda"
         checks.append(Check("GPU", "missing", "none that this torch build can use", remedy))
@@ -115,7 +131,11 @@ def check_packages() -> list[Check]:
         checks.append(Check(f"[{extra}]", state, enables + (f"; lacks {', '.join(missing)}" if missing else ""), remedy))
     if version("torchvision") and "CPU build" in torch_line():
         remedy = "pip uninstall torchvision; nothing here needs it"
-        checks.append(Check("torchvision", "broken", "its wheel needs a CUDA build of torch, and breaks transformers' image processors without", remedy))
+        checks.append(
+            Check(
+                "torchvision", "broken", "its wheel needs a CUDA build of torch, and breaks transformers' image processors without", remedy
+            )
+        )
     return checks
 
 
@@ -135,10 +155,15 @@ def check_body_models(mano: Path | None, smpl: Path | None) -> list[Check]:
     from pose_tools.body_models import load_mano, load_smpl
 
     checks = []
-    for name, path, load, where in (("MANO", mano, load_mano, "https://mano.is.tue.mpg.de"), ("SMPL", smpl, load_smpl, "https://smpl.is.tue.mpg.de")):
+    for name, path, load, where in (
+        ("MANO", mano, load_mano, "https://mano.is.tue.mpg.de"),
+        ("SMPL", smpl, load_smpl, "https://smpl.is.tue.mpg.de"),
+    ):
         without = "without: the stand-in of the same shape, made by this project, takes its place"
         if path is None:
-            checks.append(Check(name, "missing", f"licensed, never shipped; no path given (--{name.lower()} FILE)", f"get it at {where}; {without}"))
+            checks.append(
+                Check(name, "missing", f"licensed, never shipped; no path given (--{name.lower()} FILE)", f"get it at {where}; {without}")
+            )
             continue
         try:
             load(path)
@@ -150,7 +175,9 @@ def check_body_models(mano: Path | None, smpl: Path | None) -> list[Check]:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the report; exit status 1 if something is broken (missing is not broken)."""
-    parser = argparse.ArgumentParser(prog="doctor", description="What is installed, what is missing, and what each missing thing would enable.")
+    parser = argparse.ArgumentParser(
+        prog="doctor", description="What is installed, what is missing, and what each missing thing would enable."
+    )
     parser.add_argument("--torch", action="store_true", help="only one line: which torch build this is")
     parser.add_argument("--mano", type=Path, help="your MANO file (MANO_RIGHT.pkl or .npz)")
     parser.add_argument("--smpl", type=Path, help="your SMPL file")

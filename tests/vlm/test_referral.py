@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from data.groups import DatasetError
 from data.sample import Sample, Source, assistant, user
 from data.synthetic import scenes
+from pose_tools.views import View
 from vlm.evaluation import baselines, run
 from vlm.evaluation.asking import reply_of
 from vlm.evaluation.referral import CONDITIONS, ROWS, Question, conversation, image_of, read_questions, select, shuffled
 from vlm.evaluation.scoring import Reply, score
 from vlm.evaluation.tables import into_card, none_f1, summarise
-from pose_tools.views import View
 
+BOTH = ["left hand", "right hand"]
 BOX, OTHER = [10.0, 10.0, 50.0, 50.0], [60.0, 10.0, 100.0, 50.0]
 
 
@@ -58,9 +59,9 @@ def perfect(question: Question) -> Reply:
         (Reply(none=True), targets("hand_left"), True, True),
         (Reply(boxes=[BOX], labels=[None]), targets("object"), False, True),
         (Reply(valid=False), targets("object"), False, False),
-        (Reply(boxes=[BOX, OTHER], labels=["left hand", "right hand"]), targets("hands", [BOX, OTHER], ["left hand", "right hand"]), True, True),
-        (Reply(boxes=[OTHER, BOX], labels=["left hand", "right hand"]), targets("hands", [BOX, OTHER], ["left hand", "right hand"]), False, True),
-        (Reply(boxes=[BOX], labels=["left hand"]), targets("hands", [BOX, OTHER], ["left hand", "right hand"]), False, True),
+        (Reply(boxes=[BOX, OTHER], labels=BOTH), targets("hands", [BOX, OTHER], BOTH), True, True),
+        (Reply(boxes=[OTHER, BOX], labels=BOTH), targets("hands", [BOX, OTHER], BOTH), False, True),
+        (Reply(boxes=[BOX], labels=["left hand"]), targets("hands", [BOX, OTHER], BOTH), False, True),
         (Reply(boxes=[BOX, BOX], labels=["left hand", "left hand"]), targets("hands", [BOX], ["left hand"]), False, False),
         (Reply(boxes=[BOX], labels=[None]), targets("hands", [BOX], ["left hand"]), False, False),
         (Reply(text="Red cup."), targets("held_name", text="red cup"), True, True),
@@ -93,7 +94,13 @@ def test_an_unknown_kind_is_refused() -> None:
 def test_none_f1_by_hand() -> None:
     reply_none, reply_box = Reply(none=True), Reply(boxes=[BOX], labels=[None])
     absent, present = targets("object"), targets("object", [BOX])
-    scores = [score(reply_none, absent), score(reply_none, absent), score(reply_box, absent), score(reply_none, present), score(reply_box, present)]
+    scores = [
+        score(reply_none, absent),
+        score(reply_none, absent),
+        score(reply_box, absent),
+        score(reply_none, present),
+        score(reply_box, present),
+    ]
     assert none_f1(scores).value == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
 
 
@@ -120,7 +127,9 @@ def test_the_truth_scores_one_and_keeps_the_sides_apart(asked: list[Question]) -
 
 def question(number: int, none: bool, kind: str = "object") -> Question:
     picture = {"type": "image", "image": f"/nowhere/{number}.jpg"}
-    sample = Sample(f"{kind}-{number}-{none}", [user(picture, "?"), assistant("!")], Source("t", f"v{number}"), targets(kind, [] if none else [BOX]))
+    sample = Sample(
+        f"{kind}-{number}-{none}", [user(picture, "?"), assistant("!")], Source("t", f"v{number}"), targets(kind, [] if none else [BOX])
+    )
     return Question(sample, "named object")
 
 
@@ -157,7 +166,9 @@ def test_what_each_condition_shows(asked: list[Question]) -> None:
 
     own, other = ([part for part in q.sample.messages[0]["content"] if part["type"] == "text"][0] for q in (mine, partner))
     shipped = parts("as shipped")
-    assert shipped["image"]["image"] == image_of(mine) and shipped["text"] == own and shipped["pose"]["tokens"][0, 1] == hash(image_of(mine))
+    assert (
+        shipped["image"]["image"] == image_of(mine) and shipped["text"] == own and shipped["pose"]["tokens"][0, 1] == hash(image_of(mine))
+    )
     assert "pose" not in parts("pixels only") and parts("pixels only")["image"]["image"] == image_of(mine)
     assert parts("detections shuffled")["pose"]["tokens"][0, 1] == hash(image_of(partner))
     assert np.ptp(parts("no image")["image"]["image"]) == 0 and "pose" not in parts("no image")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pose_tools.files import write_text
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import load_model
 from vlm.evaluation import records, tables
@@ -22,9 +23,13 @@ def parser() -> argparse.ArgumentParser:
     tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|tools|compare")
 
     def common(task: argparse.ArgumentParser) -> None:
-        task.add_argument("--data", type=Path, required=True, help="a folder of synthetic scenes (one split), as make_synthetic.py stills writes it")
+        task.add_argument(
+            "--data", type=Path, required=True, help="a folder of synthetic scenes (one split), as make_synthetic.py stills writes it"
+        )
         task.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder (default: the shipped small model)")
-        task.add_argument("--out", type=Path, required=True, help="where records and tables go; the same folder again goes on where it stopped")
+        task.add_argument(
+            "--out", type=Path, required=True, help="where records and tables go; the same folder again goes on where it stopped"
+        )
         task.add_argument("--questions", type=int, default=1000, help="questions per row of the table (default 1000)")
         task.add_argument("--limit", type=int, help="only the first so many scenes")
         task.add_argument("--seed", type=int, default=0, help="draws the questions and the shuffles (default 0)")
@@ -93,7 +98,19 @@ def detections(folder: Path, asked: Sequence[Any]) -> Callable[[Any], np.ndarray
 
 
 def tool_use(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from pose_tools.tool import TOOLS, schemas
+    from vlm.evaluation import tool_use as task
+    from vlm.evaluation.asking import Asker
+
+    asked = task.select(task.read_tool_questions(options.data, options.seed, options.limit), options.questions, options.seed)
+    with records.single_writer(options.out):
+        records.claim(options.out, _settings(options))
+        model, processor = load_model(options.model, device=options.device)
+        ask = Asker(model, processor, tools=schemas(TOOLS))
+        table = task.evaluate(asked, lambda turns: ask.texts(turns)[0], processor.dialect, out=options.out, batch_size=options.batch_size)
+        text = "\n".join([*_about(options, len({q.sample.source.video_id for q in asked})), "", table])
+        write_text(options.out / "table.md", text)
+    return _finish(options, "tools", text)
 
 
 def compare_runs(options: argparse.Namespace) -> int:

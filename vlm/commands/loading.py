@@ -22,7 +22,9 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: str | None =
 
     folder = Path(folder)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise CommandError(f"{folder}: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model")
+        raise CommandError(
+            f"{folder}: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model"
+        )
     options = _quantised(load_in) if load_in else {"dtype": "auto"}
     try:
         processor = HandVLMProcessor.from_pretrained(folder)
@@ -34,7 +36,9 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: str | None =
     except user_errors():
         raise
     except Exception as error:  # a broken folder makes transformers, torch and safetensors raise nearly anything
-        raise CommandError(f"{folder}: cannot be loaded ({type(error).__name__}: {error}). Copy the folder again, or correct its config.json") from error
+        raise CommandError(
+            f"{folder}: cannot be loaded ({type(error).__name__}: {error}). Copy the folder again, or correct its config.json"
+        ) from error
 
 
 def _quantised(load_in: str) -> dict[str, Any]:

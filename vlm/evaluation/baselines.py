@@ -33,7 +33,9 @@ class Prior:
         for sample, (width, height) in samples:
             targets = sample.targets
             for box, label in zip(targets["boxes"], targets.get("labels") or [None] * len(targets["boxes"])):
-                boxes[targets["kind"], label if targets["kind"] in LABELLED_BOXES else None].append(np.asarray(box) / [width, height, width, height])
+                boxes[targets["kind"], label if targets["kind"] in LABELLED_BOXES else None].append(
+                    np.asarray(box) / [width, height, width, height]
+                )
             if targets.get("text"):
                 words[targets["kind"]][targets["text"]] += 1
         self.boxes = {key: np.mean(value, axis=0) for key, value in boxes.items()}

@@ -73,7 +73,9 @@ def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
             records.append(record)
             whole += len(line)
         elif number < len(lines):
-            raise RecordsError(f"{path}, line {number}: not a json record with an 'id': {line[:60]!r}. Delete that line, or the file, and run again")
+            raise RecordsError(
+                f"{path}, line {number}: not a json record with an 'id': {line[:60]!r}. Delete that line, or the file, and run again"
+            )
     return records, whole
 
 
@@ -89,7 +91,9 @@ def append_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.truncate(path, before)
-        raise RecordsError(f"{path}: cannot write ({error.strerror}); the {before} bytes before are untouched. Free space and run again") from error
+        raise RecordsError(
+            f"{path}: cannot write ({error.strerror}); the {before} bytes before are untouched. Free space and run again"
+        ) from error
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:

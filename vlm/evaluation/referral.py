@@ -93,7 +93,7 @@ def select(candidates: Iterable[Question], per_row: int, none_share: float = 0.2
     candidates = list(candidates)
     chosen: set[str] = set()
     for row in ROWS:
-        drawn = sorted((q for q in candidates if q.row == row), key=lambda q: _hash(seed, q.id))
+        drawn = drawn_order([q for q in candidates if q.row == row], seed)
         none, some = [q for q in drawn if q.none], [q for q in drawn if not q.none]
         n_none = min(len(none), max(round(per_row * none_share), per_row - len(some)) if none else 0)
         picked = none[:n_none] + some[: per_row - n_none]
@@ -101,6 +101,11 @@ def select(candidates: Iterable[Question], per_row: int, none_share: float = 0.2
             logger.warning("row %r: only %d questions of %d; make more scenes for more", row, len(picked), per_row)
         chosen.update(q.id for q in picked)
     return [q for q in candidates if q.id in chosen]
+
+
+def drawn_order(items: Iterable[Any], seed: int) -> list[Any]:
+    """Items (with an `id`) in an order that depends on the seed and their ids alone."""
+    return sorted(items, key=lambda item: _hash(seed, item.id))
 
 
 def shuffled(asked: Sequence[Question], seed: int = 0) -> dict[str, Question]:
@@ -155,11 +160,7 @@ def read_questions(folder: Path, seed: int = 0, limit: int | None = None) -> lis
 
     `limit`: only the first so many scenes. Raises DatasetError for a folder that is none.
     """
-    manifest = folder / "manifest.json"
-    try:
-        split = json.loads(manifest.read_text(encoding="utf-8"))["split"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DatasetError(f"{folder}: not a folder of synthetic scenes ({manifest.name}: {error}); make one with scripts/make_synthetic.py") from error
+    split = split_of(folder)
     row_of = {kind: row for row, kinds in ROWS.items() for kind in kinds}
     found = []
     for record in read_scenes(folder)[:limit]:
@@ -171,3 +172,13 @@ def read_questions(folder: Path, seed: int = 0, limit: int | None = None) -> lis
     if not found:
         raise DatasetError(f"{folder}: holds no scenes; make some with scripts/make_synthetic.py")
     return found
+
+
+def split_of(folder: Path) -> str:
+    """The split that a folder of synthetic scenes was made for. Raises DatasetError for a folder that is none."""
+    manifest = folder / "manifest.json"
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))["split"]
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "make one with scripts/make_synthetic.py"
+        raise DatasetError(f"{folder}: not a folder of synthetic scenes ({manifest.name}: {error}); {remedy}") from error

@@ -63,14 +63,18 @@ def baseline_replies(questions: Sequence[Question], tokens: Tokens, prior: basel
                 sizes[picture] = image.size
         return sizes[picture]
 
-    found: dict[str, Replies] = {"detector alone": baselines.answer_all(questions, lambda q: baselines.detector_alone(tokens(image_of(q)), q.kind))}
+    found: dict[str, Replies] = {
+        "detector alone": baselines.answer_all(questions, lambda q: baselines.detector_alone(tokens(image_of(q)), q.kind))
+    }
     if prior is not None:
         found["mean box of train"] = baselines.answer_all(questions, lambda q: prior(size(q), q.kind))
     found["centre box"] = baselines.answer_all(questions, lambda q: baselines.centre_box(size(q), q.kind))
     return found
 
 
-def table_lines(questions: Sequence[Question], replies: Mapping[str, Replies], by: Callable[[Question], str] = lambda q: q.row) -> list[tables.Line]:
+def table_lines(
+    questions: Sequence[Question], replies: Mapping[str, Replies], by: Callable[[Question], str] = lambda q: q.row
+) -> list[tables.Line]:
     """One line per group of questions (in order of ROWS and their kinds) and per condition that answered the whole group."""
     order = [name for row, kinds in ROWS.items() for name in (row, *kinds)]
     groups = sorted({by(q) for q in questions}, key=order.index)
@@ -133,9 +137,10 @@ def report(questions: Sequence[Question], replies: Mapping[str, Replies], out: P
             "By kind of question:",
             "",
             tables.referral_table([line for line in kinds if line.condition in ("as shipped", "pixels only")]),
-            "`box @0.5`: of the questions with a box as truth, IoU ≥ 0.5 (both hands: every box, with its label); \"none\" there is a miss. "
-            "`all right`: of all questions, \"none\" included. `wrong side`: IoU ≥ 0.5 with the other hand and < 0.5 with the asked one, of "
-            "the questions about one hand where both are seen. What cannot be parsed is wrong. Brackets: 95 % interval over pictures (or videos).",
+            '`box @0.5`: of the questions with a box as truth, IoU ≥ 0.5 (both hands: every box, with its label); "none" there is a miss. '
+            '`all right`: of all questions, "none" included. `wrong side`: IoU ≥ 0.5 with the other hand and < 0.5 with the asked one, of '
+            "the questions about one hand where both are seen. What cannot be parsed is wrong. "
+            "Brackets: 95 % interval over pictures (or videos).",
         ]
     )
     write_text(out / "table.md", text + "\n")

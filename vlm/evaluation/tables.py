@@ -91,10 +91,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 def referral_table(lines: Sequence[Line]) -> str:
     """All lines as one markdown table."""
     header = ["question", "answered by", "n (none)", "valid", "box @0.5", "mean IoU", "none F1", "all right", "wrong side"]
-    rows = [
-        [x.row, x.condition, f"{x.n} ({x.n_none})", x.valid, x.hit, x.mean_iou, x.none_f1, x.right, x.wrong_side]
-        for x in lines
-    ]
+    rows = [[x.row, x.condition, f"{x.n} ({x.n_none})", x.valid, x.hit, x.mean_iou, x.none_f1, x.right, x.wrong_side] for x in lines]
     return markdown_table(header, rows)
 
 
