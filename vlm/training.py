@@ -73,7 +73,8 @@ class FinetuneSettings:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights when loaded."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
-    attention: str = "sdpa"
+    attention: str | None = None
+    """Of the language model, such as flash_attention_2; None is transformers' choice (sdpa)."""
     gradient_checkpointing: bool = False
     workers: int = 0
     log_every: int = 10
@@ -275,7 +276,8 @@ def build_new(settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
 
 def load_start(settings: FinetuneSettings, start: Path) -> tuple[HandVLM, HandVLMProcessor]:
     """The model and processor in folder `start`, in the dtype and with the attention of `settings`."""
-    model = HandVLM.from_pretrained(start, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention)
+    options = {"attn_implementation": {"text_config": settings.attention}} if settings.attention else {}
+    model = HandVLM.from_pretrained(start, dtype=getattr(torch, settings.dtype), **options)
     return model, HandVLMProcessor.from_pretrained(start)
 
 
