@@ -118,7 +118,7 @@ def _cup(u: np.ndarray) -> ObjectMesh:
     top = r * flare
     body = lathe([(0, 0), (r, 0), (top, h), (top - wall, h), (r - wall, wall), (0, wall)])
     parts = [body] if u[3] < 0.3 else [body, _handle((r + top) / 2, h * 0.52, h * (0.25 + 0.1 * u[4]), 0.006)]
-    return _mesh(_join(parts), "wrap", (r + top) / 2, h * 0.5)
+    return _mesh(_join(parts), "wrap", max(r, top), h * 0.5)
 
 
 def _bottle(u: np.ndarray) -> ObjectMesh:
@@ -126,7 +126,7 @@ def _bottle(u: np.ndarray) -> ObjectMesh:
     waist = r * (0.82 + 0.18 * u[4])
     body = [(0, 0), (r * 0.92, 0), (r, 0.01), (waist, h * 0.3), (r, h * shoulder), (neck, h * (shoulder + 0.16))]
     cap = [(neck, h * 0.90), (neck * 1.3, h * 0.90), (neck * 1.3, h), (0, h)]
-    return _mesh(lathe(body + cap, smooth=50), "wrap", waist, h * 0.34)
+    return _mesh(lathe(body + cap, smooth=50), "wrap", r, h * 0.34)
 
 
 def _bowl(u: np.ndarray) -> ObjectMesh:

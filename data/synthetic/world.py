@@ -5,7 +5,7 @@ Camera frame: x right, y down, z forward, metres; pictures are square, the princ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,8 @@ def _try_scene(plan: Plan, rng: np.random.Generator, size: int) -> Scene | None:
         held = [place_held_object(rng, frame, hand, plan) for hand in hands if hand.side in plan.holds]
     if any(thing is None for thing in held):
         return None
+    holder = {side: k for k, thing in enumerate(held) for side in thing.held_by}
+    hands = [replace(hand, held=holder.get(hand.side), touches=hand.side in holder) for hand in hands]
     frame = frame.with_table_below(rng, hands, held)
     layers: list[draw.Layer] = []
     for part in [p for hand in hands for p in hand.parts] + [thing.part(k) for k, thing in enumerate(held)]:
