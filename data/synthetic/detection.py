@@ -62,7 +62,7 @@ class DetectionScenes:
 
 def _slim(record: dict[str, Any]) -> dict[str, Any]:
     """The record without joints and body parameters, which are most of its memory."""
-    hands = [{k: hand[k] for k in ("side", "bbox_xyxy", "visible_fraction", "contact", "held")} for hand in record["hands"]]
+    hands = [{k: hand[k] for k in ("side", "bbox_xyxy", "visible_fraction", "contact")} for hand in record["hands"]]
     return {k: record[k] for k in ("image", "mask", "width", "height", "objects")} | {"hands": hands}
 
 
@@ -112,10 +112,11 @@ def labels(record: dict[str, Any], ids: np.ndarray, view: View) -> dict[str, np.
     for hand in record["hands"]:
         i = SIDES.index(hand["side"])
         boxes[i], present[i] = _seen(hand, view)
-        if hand["held"] is not None:
-            boxes[2 + i], present[2 + i] = seen[hand["held"]]
+        held = next((k for k, thing in enumerate(record["objects"]) if hand["side"] in thing["held_by"]), None)
+        if held is not None:
+            boxes[2 + i], present[2 + i] = seen[held]
         if present[i] == 1:
-            states[i], states[2 + i] = hand["contact"], hand["held"] is not None
+            states[i], states[2 + i] = hand["contact"], held is not None
     return {"label_map": _label_lut(record)[ids], "boxes": boxes, "present": present, "states": states} | _cells(record, ids, seen, size)
 
 
