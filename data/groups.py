@@ -92,10 +92,20 @@ def open_groups(
     return READERS[kind](path, seed=seed, split=split, kinds=list(kinds) if kinds is not None else None, limit=limit, **(options or {}))
 
 
-def _synthetic_referral(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None) -> Groups:
+def _synthetic_referral(
+    path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, repeat: dict[str, int] | None = None
+) -> Groups:
+    """`repeat`: how often a kind is asked of a picture, with other words and things each time; once if not named."""
     from data.synthetic.questions import questions
 
-    return _scenes(path, limit, lambda record, epoch: questions(record, path, split=split, seed=_mix(seed, epoch), kinds=kinds))
+    def read(record: dict[str, Any], epoch: int) -> list[Sample]:
+        samples = questions(record, path, split=split, seed=_mix(seed, epoch), kinds=kinds)
+        for kind, count in (repeat or {}).items():
+            for turn in range(1, count):
+                samples += questions(record, path, split=split, seed=_mix(seed, epoch) + 7919 * turn, kinds=[kind])
+        return samples
+
+    return _scenes(path, limit, read)
 
 
 def _tool_dialogues(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
