@@ -15,11 +15,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from pose_tools.grounding import DIALECTS, FoundBox, find_boxes, format_numbers
+from pose_tools.grounding import DIALECTS, DialectName, FoundBox, find_boxes, format_numbers
 from pose_tools.types import Box
 from pose_tools.views import View
 
@@ -97,7 +97,7 @@ def write(parts: Sequence[dict[str, Any]], view: View | None, dialect: str) -> s
     so that its numbers still mean the same place. Characters that would end a label are blanks in the text.
     Raises ValueError for a box without a view and for a part that has no text.
     """
-    text = ""
+    text, dialect = "", _known(dialect)
     for number, part in enumerate(parts):
         before = parts[number - 1] if number else None
         same = dialect == "minigpt" and before is not None and before["type"] == part["type"] == "box" and _label(before) == _label(part)
@@ -108,7 +108,13 @@ def write(parts: Sequence[dict[str, Any]], view: View | None, dialect: str) -> s
     return text
 
 
-def _write_part(part: dict[str, Any], view: View | None, dialect: str, with_label: bool) -> str:
+def _known(dialect: str) -> DialectName:
+    if dialect not in DIALECTS:
+        raise ValueError(f"unknown dialect {dialect!r}, expected one of {', '.join(DIALECTS)}")
+    return cast(DialectName, dialect)
+
+
+def _write_part(part: dict[str, Any], view: View | None, dialect: DialectName, with_label: bool) -> str:
     kind = part["type"]
     if kind == "text":
         return part["text"]
@@ -123,7 +129,7 @@ def _write_part(part: dict[str, Any], view: View | None, dialect: str, with_labe
     if kind == "box":
         if view is None:
             raise ValueError(f"the box {part['bbox_xyxy']!r} needs the View of its picture; the conversation has no picture")
-        numbers = format_numbers(view.box_to_grid(part["bbox_xyxy"]) / (*view.out, *view.out), dialect)
+        numbers = format_numbers((view.box_to_grid(part["bbox_xyxy"]) / (*view.out, *view.out)).tolist(), dialect)
         label = _label(part) if with_label else None
         return numbers if not label else f"<p>{label}</p> {numbers}" if dialect == "minigpt" else f"{label} {numbers}"
     if kind == "trajectory":
@@ -157,11 +163,9 @@ def parse(text: str, view: View | None, dialect: str, trajectories: np.ndarray |
     `view`: the View of the picture that the numbers are about; boxes are clipped to the picture. `trajectories`: (2, T, 2) fractions of
     the grid's sides, hands left, right, one step per `<hand_traj>` of the text. Raises ValueError for an unknown dialect.
     """
-    if dialect not in DIALECTS:
-        raise ValueError(f"unknown dialect {dialect!r}, expected one of {', '.join(DIALECTS)}")
+    reader = _Reader(view, _known(dialect), trajectories)
     if _NOTHING.fullmatch(text):
         return [NoneAnswer()]
-    reader = _Reader(view, dialect, trajectories)
     answers: list[Answer] = []
     start = 0
     for call in _CALL.finditer(text):
@@ -195,7 +199,7 @@ def _refuse(constant: str) -> None:
 class _Reader:
     """Reads text between tool calls; remembers how many steps of the trajectories were used."""
 
-    def __init__(self, view: View | None, dialect: str, trajectories: np.ndarray | None) -> None:
+    def __init__(self, view: View | None, dialect: DialectName, trajectories: np.ndarray | None) -> None:
         self.view, self.dialect, self.trajectories, self.step = view, dialect, trajectories, 0
 
     def plain(self, text: str) -> list[Answer]:
@@ -243,10 +247,9 @@ class _Reader:
         return boxes if self.view.size is None else boxes.clip(0, (*self.view.size, *self.view.size))
 
     def _box(self, text: str, one: FoundBox, bbox: np.ndarray, label: str | None) -> BoxAnswer | Unparsed:
-        if one.box is None:
-            return Unparsed(text[slice(*one.span)], one.problem or "a malformed box")
-        if self.view is None:
-            return Unparsed(text[slice(*one.span)], "a box, but the conversation has no picture")
+        if one.box is None or self.view is None:
+            raw = text[slice(*one.span)]
+            return Unparsed(f"{label} {raw}" if label else raw, one.problem or "a box, but the conversation has no picture")
         x1, y1, x2, y2 = bbox.tolist()
         return BoxAnswer(Box((x1, y1, x2, y2), label))
 

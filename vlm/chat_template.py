@@ -111,16 +111,15 @@ def _content(message: dict[str, Any], number: int, tokenizer: Any, signs: Signs,
 
 
 def _check_complete(messages: Sequence[dict[str, Any]], found: Found) -> None:
-    """Every turn must have been written in full: all its pictures, and its end, once."""
+    """Every turn must have been written to its end, once, and the pictures and poses in their order."""
     ends = [thing.number for _, thing in found if isinstance(thing, Edge) and thing.end]
-    media = [id(thing) for _, thing in found if isinstance(thing, dict)]
-    for number, message in enumerate(messages):
-        parts = [part for part in message["content"] if part["type"] != "text"] if message["role"] != "assistant" else []
-        if ends.count(number) != 1 or any(media.count(id(part)) != 1 for part in parts):
-            raise TemplateProblem(
-                f"the tokenizer's chat template does not write message {number} (role {message['role']!r}) exactly once; "
-                "correct tokenizer.chat_template, or choose another template such as 'vicuna_v1'"
-            )
+    lost = [number for number in range(len(messages)) if ends.count(number) != 1]
+    media = [part for message in messages if message["role"] != "assistant" for part in message["content"] if part["type"] != "text"]
+    if lost or [id(part) for part in media] != [id(thing) for _, thing in found if isinstance(thing, dict)]:
+        place = f"message {lost[0]} (role {messages[lost[0]]['role']!r})" if lost else "each picture and pose"
+        raise TemplateProblem(
+            f"the tokenizer's chat template does not write {place} exactly once; correct it, or choose another template such as 'vicuna_v1'"
+        )
 
 
 def _answer_span(

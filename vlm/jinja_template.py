@@ -73,7 +73,7 @@ class JinjaTemplate:
     def of(cls, tokenizer: Any, tools: Any = None) -> JinjaTemplate:
         """The tokenizer's template (the one for tools, if it has several). Raises TemplateProblem if there is none."""
         if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-            raise TemplateProblem("the tokenizer has no chat template: set tokenizer.chat_template, or choose another one such as 'vicuna_v1'")
+            raise TemplateProblem("the tokenizer has no chat template: set its chat_template, or choose a template such as 'vicuna_v1'")
         return _template(tokenizer.get_chat_template(None, tools), json.dumps(tokenizer.special_tokens_map, default=str))
 
     def __init__(self, source: str, special_tokens: dict[str, Any]) -> None:

@@ -62,8 +62,8 @@ def markers(tokenizer: Any) -> Markers:
         special = {token.content for token in added if token.special}
         anchor = next((name for name in names if name in special and name not in left | right), None)
         # Behind a marker some tokenizers start a word, others do not; behind a line break none does.
-        starts_word = anchor is None or _ids_after(anchor, "a", tokenizer) != _ids_after("\n", "a", tokenizer)
-        text_lead = "\n" if starts_word else anchor
+        starts_word = anchor is not None and _ids_after(anchor, "a", tokenizer) != _ids_after("\n", "a", tokenizer)
+        text_lead = "\n" if starts_word or anchor is None else anchor
         found = _MARKERS[tokenizer] = Markers(len(tokenizer), any_of(names), any_of(special), left, right, anchor, text_lead)
     return found
 
@@ -87,7 +87,7 @@ def encode(
     for piece in _strip_blanks(_known(pieces, tokenizer), markers(tokenizer)):
         if piece.kind == "media":
             if media_ids is None:
-                raise ValueError(f"the conversation holds a part of type {piece.value.get('type')!r}: give encode its media_ids(piece) -> ids")
+                raise ValueError(f"a part of type {piece.value.get('type')!r} has no ids: give encode the function media_ids(piece)")
             ids = list(media_ids(piece))
         elif piece.kind == "special":
             ids = [tokenizer.convert_tokens_to_ids(piece.value)]

@@ -95,9 +95,11 @@ class _Pieces:
     def text(self, value: str, supervised: bool = False, own: bool = False) -> None:
         """`own` begins a new string even behind text."""
         last = self.pieces[-1] if self.pieces else None
-        joined = last is not None and last.kind == "text" and not own
-        if joined and last.supervised == supervised:
-            joined, value = self.pieces.pop().joined, last.value + value
+        joined = False
+        if last is not None and last.kind == "text" and not own:
+            joined = True
+            if last.supervised == supervised:
+                joined, value = self.pieces.pop().joined, last.value + value
         self.pieces.append(Piece("text", value, supervised, joined))
 
     def special(self, value: str | None, supervised: bool = False, strips: bool = False) -> None:
