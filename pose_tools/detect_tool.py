@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from pose_tools import detect
+from pose_tools.grounding import format_box
 from pose_tools.tool_protocol import Tool, ToolCard, ToolResult
 from pose_tools.types import SIDES, Media
+from pose_tools.views import View
 
 
 def detect_hands(media: Media, *, image: int = 0, hand: Literal["left", "right", "both"] = "both") -> ToolResult:
@@ -23,20 +25,30 @@ def detect_hands(media: Media, *, image: int = 0, hand: Literal["left", "right",
     picture = media.images[image]
     size = (picture.shape[1], picture.shape[0])
     hands = detect.detect_hands(picture)
-    sides = SIDES if hand == "both" else (hand,)
-    best = {side: detect.best_of_side(hands, side) for side in sides}
+    best = {side: detect.best_of_side(hands, side) for side in (SIDES if hand == "both" else (hand,))}
+    found = [one for one in best.values() if one is not None]
     return ToolResult(
-        data={"image": image, "image_size": list(size), "hands": {side: _record(found) for side, found in best.items()}},
-        text=hands_text({side: found.bbox_xyxy if found else None for side, found in best.items()}, size),
-        tokens={"detection": detect.detection_tokens([found for found in best.values() if found])},
-        confidence=min((found.score for found in best.values() if found), default=None),
+        data={"image": image, "image_size": list(size), "hands": {side: _record(one) for side, one in best.items()}},
+        text=_text({side: one.bbox_xyxy if one else None for side, one in best.items()}, size),
+        tokens={"detection": detect.detection_tokens(found)},
+        confidence=min((one.score for one in found), default=None),
     )
 
 
-def hands_text(boxes: dict[str, Any], size: tuple[int, int]) -> str:
-    """`{"left": [x1, y1, x2, y2], "right": null}`: whole numbers 0..1000 of the picture's width and height, `size` = (w, h)."""
-    scale = 1000 / np.array([*size, *size], float)
-    return json.dumps({side: None if box is None else np.clip(np.rint(box * scale), 0, 1000).astype(int).tolist() for side, box in boxes.items()})
+def write(result: ToolResult, views: Sequence[View]) -> str:
+    """The result's text in the grid of its picture's view; a hand outside of that is null."""
+    view = views[result.data["image"]]
+    return _text({side: _on_grid(one["bbox_xyxy"], view) if one else None for side, one in result.data["hands"].items()}, view.out)
+
+
+def _on_grid(bbox_xyxy: Sequence[float], view: View) -> tuple[float, ...] | None:
+    box = np.clip(view.box_to_grid(bbox_xyxy), 0, [*view.out, *view.out])
+    return tuple(box.tolist()) if (box[2:] > box[:2]).all() else None
+
+
+def _text(boxes: Mapping[str, Sequence[float] | None], size: tuple[int, int]) -> str:
+    """`{"left": [x1, y1, x2, y2], "right": null}`: whole numbers 0..1000 of `size` (width, height), as the model writes boxes itself."""
+    return "{" + ", ".join(f'"{side}": {"null" if box is None else format_box(box, size)}' for side, box in boxes.items()) + "}"
 
 
 def _record(hand: detect.HandDetection | None) -> dict[str, Any] | None:
@@ -51,9 +63,15 @@ def _record(hand: detect.HandDetection | None) -> dict[str, Any] | None:
 TOOL = Tool(
     function=detect_hands,
     card=ToolCard(
-        needs="one picture; the small detector's weights (shipped), or MediaPipe's hand models (fetched on request)",
-        cost="about 20 ms a picture (small), 0.2 to 1 s (MediaPipe, several scales), one CPU core",
-        licence="Apache-2.0",
-        failure_modes=("gloved, cut-off or strongly blurred hands are missed", "the side of a hand seen without its arm may be swapped"),
+        needs="one picture; the small detector's weights (shipped) and, for photographs, MediaPipe's hand models (fetched on request)",
+        cost="on one CPU core 20 ms a picture (small detector), 0.2 to 1 s with MediaPipe, more for a crowd",
+        licence="Apache-2.0, code and both sets of weights",
+        failure_modes=(
+            "gloved hands, hands cut off by the picture's edge and strongly blurred hands are missed in photographs",
+            "a hand may get the wrong side where its fingers are hidden; of several people's hands the surest left and right are told",
+            "what a hand holds is known in synthetic pictures only",
+        ),
     ),
+    write=write,
+    version=detect.backend_version,
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pose_tools.grounding import Numbers
 from pose_tools.mediapipe_models import LANDMARK, PALM, network
 from pose_tools.metrics import box_iou
 from pose_tools.types import Side
@@ -91,7 +92,7 @@ def merge_palms(palms: list[Palm], least_iou: float = 0.3) -> list[Palm]:
     return merged
 
 
-def windows(size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+def windows(size: tuple[int, int]) -> list[Numbers]:
     """Squares (x1, y1, x2, y2), original pixels, that the palm network looks at, for a picture of `size` (width, height)."""
     width, height = size
     squares = [_square(width / 2, height / 2, max(size) * scale) for scale in (1.0, 1.25)]
@@ -102,7 +103,7 @@ def windows(size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
     return squares
 
 
-def _square(x: float, y: float, side: float) -> tuple[float, float, float, float]:
+def _square(x: float, y: float, side: float) -> Numbers:
     return (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
 
 
@@ -118,7 +119,8 @@ def find_palms(image: np.ndarray, threshold: float = PALM_THRESHOLD) -> list[Pal
     for window in windows((image.shape[1], image.shape[0])):
         for flip in (False, True):
             view = crop(window, PALM_SIZE, flip=flip)
-            for palm in decode_palms(*run(view.warp(image)), threshold):
+            raw, logits = run(view.warp(image))
+            for palm in decode_palms(raw, logits, threshold):
                 palms.append(Palm(view.box_to_original(palm.bbox_xyxy), view.to_original(palm.keypoints), palm.score))
     return merge_palms(palms)
 
@@ -128,7 +130,7 @@ def palm_region(palm: Palm, flip: bool = False) -> View:
     ahead = palm.keypoints[2] - palm.keypoints[0]
     side = (palm.bbox_xyxy[2:] - palm.bbox_xyxy[:2]).max()
     middle = (palm.bbox_xyxy[:2] + palm.bbox_xyxy[2:]) / 2 + 0.5 * side * ahead / max(np.linalg.norm(ahead), 1e-9)
-    return crop(_square(*middle, 2.6 * side), LANDMARK_SIZE, rotation=_turn_up(ahead), flip=flip)
+    return crop(_square(middle[0], middle[1], 2.6 * side), LANDMARK_SIZE, rotation=_turn_up(ahead), flip=flip)
 
 
 def landmark_region(landmarks: np.ndarray, flip: bool = False) -> View:
@@ -140,7 +142,7 @@ def landmark_region(landmarks: np.ndarray, flip: bool = False) -> View:
     turned = landmarks @ turn.T
     low, high = turned.min(0), turned.max(0)
     middle = ((low + high) / 2 - [0, 0.1 * (high - low)[1]]) @ turn
-    return crop(_square(*middle, 2 * max((high - low).max(), 1.0)), LANDMARK_SIZE, rotation=rotation, flip=flip)
+    return crop(_square(middle[0], middle[1], 2 * max((high - low).max(), 1.0)), LANDMARK_SIZE, rotation=rotation, flip=flip)
 
 
 def _turn_up(direction: np.ndarray) -> float:
@@ -174,11 +176,12 @@ def look_twice(image: np.ndarray, palm: Palm) -> Hand | None:
     return Hand(second.landmarks, second.right, first.score * second.score)
 
 
-def tight_box(landmarks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(4,) xyxy: the landmarks' box with a margin of skin, cut at the picture's edge; `size` (width, height)."""
+def tight_box(landmarks: np.ndarray, size: tuple[int, int]) -> Numbers:
+    """xyxy: the landmarks' box with a margin of skin, cut at the picture's edge; `size` (width, height)."""
     low, high = landmarks.min(0), landmarks.max(0)
     margin = MARGIN * (high - low).max()
-    return np.concatenate([np.clip(low - margin, 0, size), np.clip(high + margin, 0, size)])
+    (x1, y1), (x2, y2) = np.clip(low - margin, 0, size), np.clip(high + margin, 0, size)
+    return (float(x1), float(y1), float(x2), float(y2))
 
 
 def drop_duplicates(hands: list[Hand]) -> list[Hand]:

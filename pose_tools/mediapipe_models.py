@@ -117,10 +117,11 @@ def _download(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        lines = [line for line in done.stderr.strip().splitlines() if line.startswith("ERROR")] or done.stderr.strip().splitlines() or ["no wheel"]
+        lines = ["no wheel", *done.stderr.strip().splitlines()]
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
         raise BackendMissing(
-            f"pip could not fetch {REQUIREMENT} ({lines[-1][:200]}). With a network, run {REMEDY}; without one, copy the wheel from another "
-            "machine and call pose_tools.mediapipe_models.fetch_models(wheel)"
+            f"pip could not fetch {REQUIREMENT} ({reason[:200]}). With a network, run {REMEDY}; without one, "
+            "copy the wheel from another machine and call pose_tools.mediapipe_models.fetch_models(wheel)"
         )
     return wheels[0]
 

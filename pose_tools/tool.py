@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pose_tools import detect_tool
-from pose_tools.tool_arguments import check_arguments, json_parameters, quote
+from pose_tools.tool_arguments import Parameter, check_arguments, json_parameters, quote
 from pose_tools.tool_protocol import BackendMissing, Range, Tool, ToolCard, ToolError, ToolResult
 from pose_tools.types import Media
+from pose_tools.views import View
 
 __all__ = ["TOOLS", "BackendMissing", "Range", "ResultCache", "Tool", "ToolCard", "ToolError", "ToolResult", "call", "schemas"]
 
@@ -89,21 +91,29 @@ def _schema(tool: Tool) -> dict[str, Any]:
     return schema
 
 
-def _signature(parameters: Mapping[str, Any]) -> Any:
-    import inspect
-
+def _signature(parameters: Mapping[str, Parameter]) -> inspect.Signature:
     return inspect.Signature(
         [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=p.hint) for name, p in parameters.items()]
     )
 
 
-def call(name: str, media: Media, arguments: Mapping[str, Any] | None = None, *, overlay: bool = False, cache: ResultCache | None = CACHE) -> ToolResult:
+def call(
+    name: str,
+    media: Media,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    views: Sequence[View] | None = None,
+    overlay: bool = False,
+    cache: ResultCache | None = CACHE,
+) -> ToolResult:
     """Runs one tool on `media` with arguments a language model wrote.
 
     Args:
         name: a key of TOOLS.
         media: the pictures, clips and cameras of the conversation; RGB uint8 (H, W, 3).
         arguments: JSON values; left-out ones take their defaults.
+        views: the View of each picture, if the model sees other than the whole of it: the numbers in `text` are then those of the
+            view's grid, as in the model's own answers.
         overlay: also draw the result on the picture, for people.
         cache: where equal calls find their result; None works it out again.
 
@@ -118,6 +128,8 @@ def call(name: str, media: Media, arguments: Mapping[str, Any] | None = None, *,
         result = tool.function(media, **checked)
         if cache is not None:
             cache.put(key, result)
+    if views is not None and tool.write is not None:
+        result = replace(result, text=tool.write(result, views))
     if overlay and tool.draw is not None:
         result = replace(result, overlay=tool.draw(media, result))
     return result

@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pose_tools.tool_protocol import Range, Tool, ToolError
@@ -24,7 +24,7 @@ SCALARS = {int: "a whole number", float: "a number", str: "a string", bool: "tru
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter the language model fills in: its hint without `Annotated`, its bounds or None, its default or `inspect.Parameter.empty`."""
+    """A parameter the language model fills in: hint (without `Annotated`), bounds or None, default or `inspect.Parameter.empty`."""
 
     hint: Any
     bounds: Range | None
@@ -40,13 +40,14 @@ def quote(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-@lru_cache(maxsize=None)
+@cache
 def json_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     """The parameters of a tool that JSON has a type for, in order; `media` and everything else that is ours is left out."""
     hints = get_type_hints(function, include_extras=True)
     parameters = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        hint, bounds = hints.get(name), None
+        hint: Any = hints.get(name)
+        bounds = None
         if get_origin(hint) is Annotated:
             bounds = next((extra for extra in hint.__metadata__ if isinstance(extra, Range)), None)
             hint = hint.__origin__
@@ -130,10 +131,11 @@ def _check_scalar(hint: type, bounds: Range | None, value: Any, place: str) -> A
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ToolError(f"{place} is {quote(value)}; expected {SCALARS[hint]}")
-    if hint is str:
+    if isinstance(value, str):
         _check_length(bounds or Range(0, LONGEST_TEXT), value, place, "characters")
-    elif hint is not bool:
+    elif isinstance(value, (int, float)) and hint is not bool:
         try:
+            value = hint(value)
             finite = math.isfinite(value)
         except OverflowError:  # a whole number with hundreds of digits
             finite = False
@@ -141,7 +143,6 @@ def _check_scalar(hint: type, bounds: Range | None, value: Any, place: str) -> A
             raise ToolError(f"{place} is {quote(value)}; expected a finite number")
         if bounds is not None and not bounds.low <= value <= bounds.high:
             raise ToolError(f"{place} is {quote(value)}; expected {bounds.low:g} to {bounds.high:g}")
-        value = hint(value)
     return value
 
 

@@ -6,13 +6,14 @@ The language model fills in the JSON parameters only; `media`, and any other par
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pose_tools.types import Media
+from pose_tools.views import View
 
 
 class ToolError(ValueError):
@@ -59,11 +60,16 @@ class ToolCard:
 
 @dataclass(frozen=True)
 class Tool:
-    """A function with its card; `draw(media, result)` paints the overlay; `version()` names what the answer depends on
-    beside the arguments (backend, weights), so that the cache never returns what an older one said."""
+    """A function with its card.
+
+    `write(result, views)` is the result's text in the pixels of the views' grids (one view per picture). `draw(media, result)`
+    paints the overlay. `version()` names what the answer depends on beside the arguments (backend, weights), so that the cache
+    never returns what an older one said.
+    """
 
     function: Callable[..., ToolResult]
     card: ToolCard
+    write: Callable[[ToolResult, Sequence[View]], str] | None = None
     draw: Callable[[Media, ToolResult], np.ndarray] | None = None
     version: Callable[[], str] | None = None
 
