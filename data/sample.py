@@ -10,7 +10,8 @@
     {"type": "tool_call", "name": str, "arguments": dict}                       answers only
 
 A geometric part that was read from a file as text may carry `"verbatim": str, "dialect": str`: a renderer of the same
-dialect passes that text through unchanged. Tool results are turns of role "tool" with one text part.
+dialect passes that text through unchanged. Tool results are turns of role "tool" with one text part, and a pose part for each
+encoder that the tool made tokens for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ROLES = ("system", "user", "assistant", "tool")
 ANYWHERE = ("text",)
 QUESTION_PARTS = ("image", "video", "pose")
 ANSWER_PARTS = ("box", "point", "trajectory", "time", "none", "tool_call")
+PARTS_OF = {"user": QUESTION_PARTS, "assistant": ANSWER_PARTS, "tool": ("pose",)}
 
 
 class SampleError(ValueError):
@@ -71,7 +73,7 @@ def validate_messages(messages: Sequence[dict[str, Any]], where: str = "conversa
         content = message.get("content")
         if not isinstance(content, list):
             raise SampleError(f"{place}: content is {type(content).__name__}, expected a list of parts such as {{'type': 'text', 'text': ...}}")
-        allowed = ANYWHERE + (ANSWER_PARTS if role == "assistant" else QUESTION_PARTS if role == "user" else ())
+        allowed = ANYWHERE + PARTS_OF.get(role, ())
         for part in content:
             _validate_part(part, allowed, f"{place} ({role})")
 
