@@ -19,6 +19,11 @@ from vlm.parts import LANGUAGE_MODEL, PartsSettings, check_tied, embedding_prefi
 from vlm.settings import SettingsError
 
 ADAPTER_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+class AdapterError(ValueError):
+    """An adapter does not fit its base; the message lists the tensors."""
 
 
 @dataclass
@@ -108,26 +113,39 @@ def base_of(folder: str | Path) -> Path:
     return base
 
 
-def move_base(folder: Path, target: Path) -> None:
-    """Rewrites the base in `folder` for its place `target`: a base inside the run's folder is named relative to it, so both can move."""
+def move_base(folder: Path, origin: Path, target: Path) -> None:
+    """Rewrites the base named in `folder`, whose files come from `origin` and go to `target`.
+
+    A base inside the run's folder is named relative to the adapter, so that the whole run can move; another one keeps its full path.
+    """
     file = folder / ADAPTER_FILE
     description = json.loads(file.read_text(encoding="utf-8"))
-    base = Path(description["base_model_name_or_path"])
+    base = Path(os.path.normpath(origin / description["base_model_name_or_path"]))
     run = target.parent if target.name.startswith("checkpoint-") else target
-    if base.is_absolute() and base.is_relative_to(run):
-        description["base_model_name_or_path"] = os.path.relpath(base, target)
-        write_text(file, json.dumps(description, indent=2))
+    description["base_model_name_or_path"] = os.path.relpath(base, target) if base.is_relative_to(run) else str(base)
+    write_text(file, json.dumps(description, indent=2))
 
 
-def load_adapter(cls: Any, folder: str | Path, *, merge: bool = True, **kwargs: Any) -> Any:
+def load_adapter(cls: Any, folder: str | Path, *, merge: bool | None = None, **kwargs: Any) -> Any:
     """The HandVLM of an adapter folder.
 
     `merge` adds the updates into the weights, which gives a plain model that can be saved, exported and is as fast as its base;
-    without it the low-rank layers stay in place (needed on a quantised base). `kwargs` go to the base's `from_pretrained`.
+    without it the low-rank layers stay in place (the default on a quantised base, whose weights cannot hold the sum). `kwargs` go to
+    the base's `from_pretrained`. Raises SettingsError for a missing base, AdapterError for tensors that are missing or left over.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
     base = cls.from_pretrained(base_of(folder), **kwargs)
     wrapped = PeftModel.from_pretrained(base, str(folder))
-    model = wrapped.merge_and_unload() if merge else wrapped.get_base_model()
-    return model.eval()
+    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
+        given = set(file.keys())
+    wanted = set(get_peft_model_state_dict(wrapped))
+    if wanted != given:  # peft itself only warns, and leaves random numbers in their place
+        raise AdapterError(
+            f"{folder}: the adapter does not fit its base; missing {sorted(wanted - given)[:5]}, unexpected {sorted(given - wanted)[:5]}. "
+            "Copy the folder again"
+        )
+    if merge is None:
+        merge = getattr(base, "hf_quantizer", None) is None
+    return (wrapped.merge_and_unload() if merge else wrapped.get_base_model()).eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from vlm.adapters import is_adapter, load_adapter
 from vlm.config import HandVLMConfig
 from vlm.connectors import ImageProjector, PoseProjector
 from vlm.loss import token_losses
@@ -164,7 +165,13 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but a tensor that is missing, left over or mis-shaped is an error, never a random weight."""
+        """As in transformers, but a tensor that is missing, left over or mis-shaped is an error, never a random weight.
+
+        An adapter folder (see `vlm.adapters`) gives its base with the updates merged in.
+        """
+        if is_adapter(pretrained_model_name_or_path):
+            adapted = load_adapter(cls, pretrained_model_name_or_path, **kwargs)
+            return (adapted, {}) if output_loading_info else adapted
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         problems = [
             f"{title}: {', '.join(sorted(str(key) for key in keys)[:10])}{' …' if len(keys) > 10 else ''} ({len(keys)})"

@@ -121,7 +121,7 @@ class HandVLMTrainer(Trainer):
                 position = {"step": self.state.global_step, **self.position}
                 (staged / POSITION_FILE).write_text(json.dumps(position), encoding="utf-8")
                 if adapters.is_adapter(staged):
-                    adapters.move_base(staged, target)
+                    adapters.move_base(staged, staged, target)
                 self.folder.publish(staged, target)
                 self.folder.keep_newest(self.settings.keep)
             self.accelerator.wait_for_everyone()
@@ -129,8 +129,11 @@ class HandVLMTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            # a pickle; settings.yaml says all of it
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.yaml says all of it
+            if adapters.is_adapter(folder):
+                (folder / "README.md").unlink(missing_ok=True)  # peft's empty form
+                self.model.config.save_pretrained(folder)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})

@@ -341,7 +341,7 @@ def _finish(folder: RunFolder, steps: int) -> None:
             if file.is_file() and not file.name.startswith(TRAINER_FILES):
                 link_or_copy(file, staged / file.name)
         if adapters.is_adapter(staged):
-            adapters.move_base(staged, folder.path)
+            adapters.move_base(staged, folder.checkpoint, folder.path)
         folder.publish(staged, folder.path)
         last = json.loads((folder.checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"][-1:]
         write_text(folder.path / RESULT_FILE, json.dumps({"steps": steps, "last": last}, indent=1) + "\n")

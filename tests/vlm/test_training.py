@@ -110,7 +110,7 @@ def test_a_finished_run_is_not_trained_further_unless_steps_are_raised(run: Path
 
 
 def test_frozen_parts_keep_their_weights_and_their_batch_statistics(pose_base: Path, world: Path, tmp_path: Path) -> None:
-    parts = {"vision_tower": {"mode": "freeze"}, "language_model": {"mode": "freeze"}, "projector": {"lr": 0.0}, "pose_projectors": {"mode": "freeze"}}
+    parts = {name: {"mode": "freeze"} for name in ("vision_tower", "language_model", "pose_projectors")} | {"projector": {"lr": 0.0}}
     out = finetune(settings(tmp_path / "out", pose_base, world, parts=parts, steps=2))
     before, after = weights(pose_base), weights(out)
     assert any("running_mean" in name for name in before)
@@ -126,7 +126,7 @@ def test_new_rows_alone_train(base: Path, world: Path, tmp_path: Path) -> None:
     rows = {"mode": "new_rows", "tokens": ["none", "7"]}
     parts = {name: {"mode": "freeze"} for name in ("vision_tower", "projector", "language_model", "pose_projectors", "heads")}
     processor = HandVLMProcessor.from_pretrained(base)
-    expected = [i for i in processor.tokenizer.convert_tokens_to_ids(["7"])]
+    expected = processor.tokenizer.convert_tokens_to_ids(["7"])
     parts |= {"embeddings": {"mode": "new_rows", "tokens": ["7"]}, "lm_head": {"mode": "new_rows", "tokens": ["7"]}}
     out = finetune(settings(tmp_path / "out", base, world, parts=parts, steps=2))
     before, after = weights(base)["lm_head.weight"], weights(out)["lm_head.weight"]
