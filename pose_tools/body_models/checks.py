@@ -81,19 +81,26 @@ def repair_left(arrays: Mapping[str, Any], side: str) -> Mapping[str, Any]:
     return {**arrays, "shapedirs": np.asarray(arrays["shapedirs"], dtype=np.float64) * np.array([-1.0, 1.0, 1.0])[:, None]}
 
 
-def common_batch(**inputs: torch.Tensor | None) -> int:
-    """The batch size of the inputs (first axis; 1 goes with any). Raises ValueError when they differ."""
-    sizes = {name: x.shape[0] for name, x in inputs.items() if x is not None}
-    batch = max(sizes.values())
-    if batch and any(n not in (1, batch) for n in sizes.values()):
-        raise ValueError("batch sizes differ: " + ", ".join(f"{name} {n}" for name, n in sizes.items()))
-    return 0 if 0 in sizes.values() else batch
+def same_batch(
+    root: torch.Tensor, others: torch.Tensor, betas: torch.Tensor | None, transl: torch.Tensor | None, num_betas: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rotations (B, J, 3, 3), betas (B, n) and transl (B, 3) of one batch size; a batch of 1 goes with any, None means zeros.
 
-
-def row_input(value: torch.Tensor | None, name: str, width: int, batch: int, like: torch.Tensor) -> torch.Tensor:
-    """`value` as (batch, width), zeros for None. Raises ValueError for another width."""
-    if value is None:
-        return like.new_zeros(batch, width)
-    if value.ndim != 2 or value.shape[1] != width:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: expected (B, {width})")
-    return value.expand(batch, -1)
+    Raises ValueError for other widths or sizes.
+    """
+    if betas is None:
+        betas = others.new_zeros(1, num_betas)
+    if transl is None:
+        transl = others.new_zeros(1, 3)
+    if betas.ndim != 2 or betas.shape[1] != num_betas:
+        raise ValueError(f"betas has shape {tuple(betas.shape)}: expected (B, {num_betas})")
+    if transl.ndim != 2 or transl.shape[1] != 3:
+        raise ValueError(f"transl has shape {tuple(transl.shape)}: expected (B, 3)")
+    sizes = (len(root), len(others), len(betas), len(transl))
+    if len(set(sizes)) > 1:
+        batch = 0 if 0 in sizes else max(sizes)
+        if any(size not in (1, batch) for size in sizes):
+            raise ValueError("batch sizes differ: global_orient {}, pose {}, betas {}, transl {}".format(*sizes))
+        root, others = root.expand(batch, -1, -1, -1), others.expand(batch, -1, -1, -1)
+        betas, transl = betas.expand(batch, -1), transl.expand(batch, -1)
+    return torch.cat([root, others], 1), betas, transl

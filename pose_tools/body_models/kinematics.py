@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pose_tools.joints import indices
+
 NO_PARENT = 4294967295
 """What both file formats write as the root's parent (−1 as an unsigned 32-bit number)."""
 
@@ -16,7 +18,7 @@ MANO_FINGERS = ("index", "middle", "pinky", "ring", "thumb")
 SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 """Parents of SMPL's 24 joints."""
 
-FREIHAND_FROM_MANO = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
+FREIHAND_FROM_MANO = tuple(indices("mano16_plus_tips", "freihand"))
 """Gather: which of [16 MANO joints, tips of thumb, index, middle, ring, pinky] fills each FreiHAND slot."""
 
 TIP_VERTICES = {  # thumb, index, middle, ring, pinky; up to 5 mm apart, so the data set decides

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pose_tools.body_models import skinning
+from pose_tools.geometry import axis_angle_to_matrix
 
 
 @dataclass(frozen=True)
@@ -29,35 +30,64 @@ class SkinnedModel(nn.Module):
     def __init__(self, arrays: Mapping[str, Any], parents: tuple[int, ...], num_betas: int) -> None:
         super().__init__()
         self.parents = parents
-        self._levels, self._order = skinning.tree_levels(parents)
+        self._tree = skinning.tree_levels(parents)
+        order = self._tree.order
         template, shape = _dense(arrays["v_template"]), _dense(arrays["shapedirs"])[:, :, :num_betas]
-        pose, regressor = _dense(arrays["posedirs"]), _dense(arrays["J_regressor"])
-        # Channel-major (3, V) rows keep every product and the skinning itself on contiguous memory.
-        blend = np.concatenate([shape, pose], 2).transpose(2, 1, 0).reshape(shape.shape[2] + pose.shape[2], -1)
-        joints, joint_dirs = regressor @ template, np.einsum("jv,vck->kjc", regressor, shape)
+        pose, regressor = _dense(arrays["posedirs"]), _dense(arrays["J_regressor"])[order]
+        # The files number the pose directions by joint (root left out); here they follow the tree's levels.
+        pose = pose.reshape(*pose.shape[:2], -1, 9)[:, :, np.array(order[1:]) - 1].reshape(pose.shape)
+        rest = np.column_stack([regressor @ template, np.ones(len(order))])
+        rest_dirs = np.einsum("jv,vck->kjc", regressor, shape)
         values = {
-            "template": template.T.reshape(-1), "blend": blend, "joints_at_rest": joints.reshape(-1),
-            "joint_dirs": joint_dirs.reshape(len(joint_dirs), -1), "skin_weights": _dense(arrays["weights"]).T,
+            "template": template.T.reshape(-1),
+            "blend": np.concatenate([shape, pose], 2).transpose(2, 1, 0).reshape(shape.shape[2] + pose.shape[2], -1),
+            "joints_at_rest": rest.reshape(-1),
+            "joint_dirs": np.concatenate([rest_dirs, np.zeros_like(rest_dirs[:, :, :1])], 2).reshape(len(rest_dirs), -1),
+            "weights": _dense(arrays["weights"]).T[order],
+            "identity": np.eye(3),
+            "bottom": np.tile([0.0, 0.0, 0.0, 1.0], (1, len(order), 1, 1)),
         }
         for name, value in values.items():
             self.register_buffer(name, torch.tensor(np.ascontiguousarray(value), dtype=torch.float32), persistent=False)
-        self.register_buffer("faces", torch.tensor(np.asarray(arrays["f"]).astype(np.int64)), persistent=False)
+        numbers = {"faces": np.asarray(arrays["f"]).astype(np.int64), "by_level": np.array(order), "place": np.argsort(order)}
+        for name, value in numbers.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
+        self._constants: skinning.Arrays | None = None
 
     @property
     def num_betas(self) -> int:
         return self.joint_dirs.shape[0]
 
-    def _pose_and_skin(self, rotations: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _apply(self, fn, recurse=True):
+        self._constants = None  # the buffers are about to move
+        return super()._apply(fn, recurse)
+
+    def constants(self, dtype: torch.dtype) -> skinning.Arrays:
+        """The constants in `dtype`; the buffers themselves where they have it already."""
+        if self._constants is None:
+            self._constants = skinning.Arrays(*(getattr(self, name) for name in skinning.Arrays._fields))
+        if self._constants.template.dtype == dtype:
+            return self._constants
+        return skinning.Arrays(*(value.to(dtype) if value.is_floating_point() else value for value in self._constants))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BodyOutput:
+        # Half precision moves finger tips by millimetres: mixed-precision training leaves this layer in float32.
+        kind = self.template.device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return super().__call__(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def precise(self, value: torch.Tensor) -> torch.Tensor:
+        """`value` in the model's own precision, or in float64 where it comes in that."""
+        return value if value.dtype == self.template.dtype else value.to(torch.promote_types(value.dtype, self.template.dtype))
+
+    def pose_and_skin(self, rotations: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Vertices (B, V, 3) and joints (B, J, 3) from `rotations` (B, J, 3, 3) relative to the parents, `betas` (B, n), `transl` (B, 3)."""
-        batch, count = rotations.shape[:2]
-        pose_feature = (rotations[:, 1:] - torch.eye(3, dtype=rotations.dtype, device=rotations.device)).reshape(batch, -1)
-        rest = torch.addmm(self.template, torch.cat([betas, pose_feature], 1), self.blend).view(batch, 3, -1)
-        joints = torch.addmm(self.joints_at_rest, betas, self.joint_dirs).view(batch, count, 3)
-        turned, placed = skinning.world_transforms(rotations, joints, self._levels, self._order)
-        placed = placed + transl[:, None]
-        moved = placed - (turned @ joints.unsqueeze(-1)).squeeze(-1)
-        transforms = torch.cat([turned, moved.unsqueeze(-1)], -1).flatten(2).transpose(1, 2)
-        return skinning.skin(rest, transforms, self.skin_weights), placed
+        if not rotations.dtype == betas.dtype == transl.dtype:
+            widest = torch.promote_types(torch.promote_types(rotations.dtype, betas.dtype), transl.dtype)
+            rotations, betas, transl = rotations.to(widest), betas.to(widest), transl.to(widest)
+        return skinning.pose_and_skin(rotations, betas, transl, self.constants(rotations.dtype), self._tree)
 
 
 def _dense(array: Any) -> np.ndarray:
@@ -77,5 +107,5 @@ def as_rotations(pose: torch.Tensor, count: int, name: str, matrices: bool) -> t
             return pose[:, None]
         raise ValueError(f"{name} has shape {shape}: expected rotation matrices (B, {count}, 3, 3)" + (" or (B, 3, 3)" if count == 1 else ""))
     if shape[1:] in ((3 * count,), (count, 3)):
-        return skinning.rotations_from_axis_angle(pose.reshape(-1, count, 3))
+        return axis_angle_to_matrix(pose.reshape(-1, count, 3))
     raise ValueError(f"{name} has shape {shape}: expected axis-angle (B, {3 * count}); rotation matrices need pose_format='rotation_matrix'")

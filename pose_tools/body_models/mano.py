@@ -13,6 +13,7 @@ from pose_tools.body_models.kinematics import FREIHAND_FROM_MANO, MANO_PARENTS, 
 from pose_tools.body_models.lbs_model import BodyOutput, SkinnedModel, as_rotations
 from pose_tools.types import Side
 
+_TIP_NAMES = tuple(TIP_VERTICES)
 PoseFormat = Literal["axis_angle", "rotation_matrix", "pca"]
 
 
@@ -27,6 +28,8 @@ class Mano(SkinnedModel):
         checks.check_mano(arrays, side)
         super().__init__(checks.repair_left(arrays, side), MANO_PARENTS, num_betas=10)
         self.side: Side = side
+        self.register_buffer("tip_vertices", torch.tensor(list(TIP_VERTICES.values())), persistent=False)
+        self.register_buffer("joint_21", torch.tensor(FREIHAND_FROM_MANO), persistent=False)
         for name in ("hands_components", "hands_mean"):
             self.register_buffer(name, torch.tensor(np.asarray(arrays[name], dtype=np.float64), dtype=torch.float32), persistent=False)
 
@@ -61,23 +64,22 @@ class Mano(SkinnedModel):
             raise ValueError(f"tips={tips!r}: expected one of {', '.join(TIP_VERTICES)}")
         if global_orient.ndim not in (2, 3, 4):
             raise ValueError(f"global_orient has shape {tuple(global_orient.shape)}: expected (B, 3) or (B, 3, 3)")
-        root = as_rotations(global_orient, 1, "global_orient", matrices=global_orient.ndim > 2)
-        fingers = self._finger_rotations(hand_pose, pose_format, flat_hand_mean)
-        batch = checks.common_batch(global_orient=root, hand_pose=fingers, betas=betas, transl=transl)
-        rotations = torch.cat([root.expand(batch, -1, -1, -1), fingers.expand(batch, -1, -1, -1)], 1)
-        betas = checks.row_input(betas, "betas", self.num_betas, batch, rotations)
-        transl = checks.row_input(transl, "transl", 3, batch, rotations)
-        vertices, joints_16 = self._pose_and_skin(rotations, betas, transl)
-        all_joints = torch.cat([joints_16, vertices[:, TIP_VERTICES[tips]]], 1)
-        return BodyOutput(vertices, all_joints[:, FREIHAND_FROM_MANO], joints_16)
+        root = as_rotations(self.precise(global_orient), 1, "global_orient", matrices=global_orient.ndim > 2)
+        fingers = self._finger_rotations(self.precise(hand_pose), pose_format, flat_hand_mean)
+        rotations, betas, transl = checks.same_batch(root, fingers, betas, transl, self.num_betas)
+        vertices, joints_16 = self.pose_and_skin(rotations, betas, transl)
+        tip_points = vertices.index_select(1, self.tip_vertices[_TIP_NAMES.index(tips)])
+        joints = torch.cat([joints_16, tip_points], 1).index_select(1, self.joint_21)
+        return BodyOutput(vertices, joints, joints_16)
 
     def absolute_pose(self, hand_pose: torch.Tensor, *, pose_format: PoseFormat = "axis_angle", flat_hand_mean: bool = False) -> torch.Tensor:
         """Absolute axis-angle (B, 45) from a pose relative to the mean (axis-angle, or PCA coefficients (B, n))."""
+        hand_pose = self.precise(hand_pose)
         if pose_format == "pca":
             count = hand_pose.shape[-1]
             if hand_pose.ndim != 2 or not 1 <= count <= 45:
                 raise ValueError(f"hand_pose has shape {tuple(hand_pose.shape)}: expected PCA coefficients (B, n) with n from 1 to 45")
-            hand_pose = hand_pose @ self.hands_components[:count]
+            hand_pose = hand_pose @ self.hands_components[:count].to(hand_pose.dtype)
         elif pose_format != "axis_angle":
             raise ValueError(f"pose_format={pose_format!r}: expected 'axis_angle' or 'pca' here")
         return hand_pose if flat_hand_mean else hand_pose.reshape(-1, 45) + self.hands_mean
