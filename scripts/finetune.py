@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Supervised fine-tuning of a HandVLM from a YAML config; its keys are the fields of vlm.training.FinetuneSettings.
+"""Supervised fine-tuning of a HandVLM from a YAML config; its keys are the fields of vlm.training_settings.FinetuneSettings.
 
     python scripts/finetune.py CONFIG.yaml --check                        what the run would do, before any step
     python scripts/finetune.py CONFIG.yaml --set optimizer.lr=1e-4        a setting for this run
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, main_process: bool) -> int:
     from vlm.settings import load
-    from vlm.training import FinetuneSettings, finetune, merge
+    from vlm.training import finetune, merge
+    from vlm.training_settings import FinetuneSettings
 
     settings = load(FinetuneSettings, options.config, options.set)
     if options.check:

@@ -14,7 +14,7 @@ from data.synthetic.scenes import Settings, make_scenes
 from pose_tools.small_detector import SmallDetector, SmallDetectorConfig
 from tests.tiny import tiny
 from vlm.settings import from_mapping
-from vlm.training import FinetuneSettings
+from vlm.training_settings import FinetuneSettings
 
 
 def make_world(folder: Path, count: int = 12) -> Path:

@@ -12,8 +12,9 @@ import numpy as np
 from data.groups import DatasetError
 from vlm.packing import IGNORED
 from vlm.parts import embedding_prefix, format_plan, plan
-from vlm.training import FinetuneSettings, build_new, choose_what_trains, load_start, planned_steps
+from vlm.training import build_new, choose_what_trains, load_start, planned_steps
 from vlm.training_data import TrainingRows, show_row
+from vlm.training_settings import FinetuneSettings
 
 SAMPLE_ROWS = 200
 SHOWN_ROWS = 3

@@ -19,7 +19,7 @@ from vlm.run_folder import TrainingError
 from vlm.settings import SettingsError
 from vlm.training import finetune, merge
 
-ROWS = ["<|user|>", "<|end|>"]
+ROWS = ["<|end|>", "<|user|>"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,89 @@
+"""What a fine-tuning run is told: the fields of its YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm.adapters import LoraSettings
+from vlm.build import BuildSettings
+from vlm.parts import PartsSettings
+from vlm.training_data import DataSettings
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW. `lr` holds for every part that names none of its own; weight decay is for matrices only. After `warmup_steps` the rate
+    falls along `schedule` to `final_factor` of its height at the last step."""
+
+    lr: float = 1e-4
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    warmup_steps: int = 50
+    final_factor: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+@dataclass
+class FinetuneSettings:
+    """One run. `model` is a HandVLM folder to start from, or `build` says what to make a new one of."""
+
+    output: str
+    data: DataSettings
+    model: str | None = None
+    build: BuildSettings | None = None
+    parts: PartsSettings = field(default_factory=PartsSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    steps: int | None = None
+    epochs: float | None = None
+    """Passes over the pictures of all data sets together; either this or `steps`."""
+    batch_size: int = 8
+    """Rows (pictures) of one process in one forward pass; the optimiser's batch is batch_size × accumulate × processes."""
+    accumulate: int = 1
+    seed: int = 0
+    tokenizer_rows: int = 2000
+    """Rows whose texts a built model's tokenizer is trained on."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights when loaded."""
+    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    attention: str | None = None
+    """Of the language model, such as flash_attention_2; None is transformers' choice (sdpa)."""
+    gradient_checkpointing: bool = False
+    workers: int = 0
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 2
+    """So many newest checkpoints stay."""
+    max_minutes: float | None = None
+    """Stop with a checkpoint after this time; --resume goes on."""
+    validation: DataSettings | None = None
+    validation_rows: int = 64
+    validate_every: int = 500
+    tensorboard: bool = True
+    deepspeed: str | dict[str, Any] | None = None
+    """A DeepSpeed json file (see scripts/configs/zero2.json) or its contents."""
+    device: Literal["auto", "cpu"] = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.build is None):
+            raise ValueError("give either 'model' (a HandVLM folder to start from) or 'build' (what to make a new one of)")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either 'steps' or 'epochs'")
+        for name in ("steps", "epochs", "batch_size", "accumulate", "log_every", "save_every", "keep", "validate_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}, expected a positive number")
+        if isinstance(self.deepspeed, str) and not Path(self.deepspeed).is_file():
+            raise ValueError(f"deepspeed: {self.deepspeed}: no such file")
+        if self.model is not None and not Path(self.model).is_dir():
+            raise ValueError(f"model: {self.model}: no such folder; expected one that save_pretrained, finetune.py or convert.py wrote")
+
+
+# What may change when a run is resumed: how long, how often it speaks and saves, and how its batch is cut up.
+RESUMABLE = {"output", "steps", "epochs", "batch_size", "accumulate", "workers", "log_every", "save_every", "keep", "max_minutes"}
+RESUMABLE |= {"validation", "validation_rows", "validate_every", "tensorboard", "device", "gradient_checkpointing", "attention"}
