@@ -35,14 +35,11 @@ def cached_detections(
     `folder` is the data set's folder (or a file in it). `detector`: the small detector's folder, None is the shipped one.
     `threshold`: least score of a hand, the default of `detect_hands`. Raises BackendMissing when the detector is not there.
     """
-    from pose_tools.small_detector import DEFAULT_FOLDER, load_small_detector
+    from pose_tools.small_detector import load_small_detector
 
     folder = Path(folder).absolute()
-    root = folder if folder.is_dir() else folder.parent
     model = load_small_detector(detector)
-    weights = Path(detector if detector is not None else DEFAULT_FOLDER) / "model.safetensors"
-    identity = hashlib.sha256(weights.read_bytes() + repr(threshold).encode()).hexdigest()[:12]
-    file = root / f"detections-{identity}.npz"
+    file = _cache_file(folder, detector, threshold)
     names = [os.path.relpath(picture, folder) for picture in pictures]
     known = _read(file)
     missing = [name for name in dict.fromkeys(names) if name not in known]
@@ -59,6 +56,22 @@ def cached_detections(
             saved = time.monotonic()
     _write(file, known)
     return {name: known[name] for name in names}
+
+
+def known_detections(folder: str | Path, *, detector: str | Path | None = None, threshold: float = 0.5) -> dict[str, np.ndarray]:
+    """What was kept of a data set's folder so far; see `cached_detections`. Raises BackendMissing when the detector is not there."""
+    from pose_tools.small_detector import load_small_detector
+
+    load_small_detector(detector)
+    return _read(_cache_file(Path(folder).absolute(), detector, threshold))
+
+
+def _cache_file(folder: Path, detector: str | Path | None, threshold: float) -> Path:
+    from pose_tools.small_detector import DEFAULT_FOLDER
+
+    weights = Path(detector if detector is not None else DEFAULT_FOLDER) / "model.safetensors"
+    identity = hashlib.sha256(weights.read_bytes() + repr(threshold).encode()).hexdigest()[:12]
+    return (folder if folder.is_dir() else folder.parent) / f"detections-{identity}.npz"
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:

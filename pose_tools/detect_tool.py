@@ -23,8 +23,13 @@ def detect_hands(media: Media, *, image: int = 0, hand: Literal["left", "right",
         hand: Which hand to look for.
     """
     picture = media.images[image]
-    size = (picture.shape[1], picture.shape[0])
-    hands = detect.detect_hands(picture)
+    return describe(detect.detect_hands(picture), (picture.shape[1], picture.shape[0]), image=image, hand=hand)
+
+
+def describe(
+    hands: Sequence[detect.HandDetection], size: tuple[int, int], *, image: int = 0, hand: Literal["left", "right", "both"] = "both"
+) -> ToolResult:
+    """The tool's result for detections that are there already, in picture number `image` of `size` (width, height)."""
     best = {side: detect.best_of_side(hands, side) for side in (SIDES if hand == "both" else (hand,))}
     found = [one for one in best.values() if one is not None]
     return ToolResult(
