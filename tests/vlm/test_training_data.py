@@ -1,0 +1,151 @@
+"""Training rows: functions of seed and position, pose tokens in and out, errors that name the sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.detections import cached_detections
+from data.groups import DatasetError, JsonLines, open_groups, picture_of
+from data.sample import Sample, SampleError, Source, assistant, user
+from pose_tools.detect import detection_tokens
+from pose_tools.image_io import read_image
+from pose_tools.small_detector import load_small_detector
+from tests.runs import make_detector, make_world
+from tests.tiny import tiny
+from vlm.packing import IGNORED
+from vlm.settings import SettingsError
+from vlm.training_data import DatasetSettings, DataSettings, TrainingRows, show_row, texts, with_pose
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world") / "train", 6)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_detector(tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny("small")[1]
+
+
+def rows(world: Path, processor, length: int = 40, seed: int = 0, *, detector: Path | None = None, dropout: float = 0.5, **dataset):
+    data = DataSettings([DatasetSettings("synthetic_referral", str(world), **dataset)], pose_dropout=dropout)
+    data.detector = str(detector) if detector else None
+    return TrainingRows(data, processor, seed=seed, length=length)
+
+
+def plain(row: dict) -> tuple:
+    poses = {name: [np.nan_to_num(p).tolist() for p in found] for name, found in row["encoded"].poses.items()}
+    return row["input_ids"], row["labels"], row["position_ids"], row["branches"], poses
+
+
+def test_a_row_is_a_function_of_seed_and_position(world, processor, detector) -> None:
+    one = rows(world, processor, detector=detector, pose_tokens=True, questions=2)
+    forward = [plain(one[i]) for i in range(20)]
+    fresh = rows(world, processor, detector=detector, pose_tokens=True, questions=2)
+    assert [plain(fresh[i]) for i in reversed(range(20))] == forward[::-1]
+    other = rows(world, processor, seed=1, detector=detector, pose_tokens=True, questions=2)
+    assert [plain(other[i]) for i in range(20)] != forward
+    assert forward[:6] != forward[6:12]  # a second pass asks in other words
+
+
+def test_samples_of_one_picture_share_its_tokens_and_are_limited(world, processor) -> None:
+    few = rows(world, processor, questions=2)
+    for position in range(6):
+        samples, _, _ = few.draw(position)
+        assert len(samples) == 2 and len({picture_of(sample) for sample in samples}) == 1
+        row = few[position]
+        assert row["input_ids"].count(processor.image_token_id) == processor.image_seq_length
+        assert set(row["branches"]) == {0, 1, 2} and any(label != IGNORED for label in row["labels"])
+    assert all(sample.targets["kind"] == "hands" for p in range(6) for sample in rows(world, processor, kinds=["hands"]).draw(p)[0])
+
+
+def test_pose_tokens_are_the_detectors_and_come_as_often_as_asked(world, processor, detector) -> None:
+    slot = processor.pose_token_ids["detection"]
+    count = [
+        sum(slot in rows(world, processor, detector=detector, dropout=dropout, pose_tokens=True)[i]["input_ids"] for i in range(40))
+        for dropout in (0.0, 0.5, 1.0)
+    ]
+    assert count[0] == 40 and 8 < count[1] < 32 and count[2] == 0
+    always = rows(world, processor, detector=detector, dropout=0.0, pose_tokens=True)
+    samples, name, generator = always.draw(0)
+    hands = load_small_detector(detector).detect_batch([read_image(picture_of(samples[0]))], least=0.5)[0]
+    expected = processor.pack([with_pose(sample.messages, "detection", detection_tokens(hands)) for sample in samples])
+    assert plain(always.pack(samples, name, generator)) == plain(expected)
+
+
+def test_detections_are_made_once_and_extended(world, detector, tmp_path, monkeypatch) -> None:
+    world = make_world(tmp_path / "train", 3)
+    pictures = open_groups("synthetic_referral", world).pictures()
+    first = cached_detections(world, pictures[:2], detector=detector)
+    assert [p.name for p in world.glob("detections-*.npz")] and all(tokens.shape == (2, 11) for tokens in first.values())
+    pictures[0].unlink()  # what is known is not looked at again
+    both = cached_detections(world, pictures, detector=detector)
+    assert list(both) == ["images/000/000000.jpg", "images/000/000001.jpg", "images/000/000002.jpg"]
+    for name, tokens in first.items():
+        np.testing.assert_array_equal(tokens, both[name])
+    alone = load_small_detector(detector).detect_batch([read_image(pictures[2])], least=0.5)[0]
+    np.testing.assert_allclose(both["images/000/000002.jpg"], detection_tokens(alone), atol=1e-3)
+
+
+def test_a_bad_sample_is_named(world, processor) -> None:
+    some = rows(world, processor)
+    good = some.draw(0)[0][0]
+    question = good.messages[:1]
+    silent = Sample("silent-7", question, Source("d"))
+    missing = {"type": "image", "image": str(world / "images" / "none.jpg")}
+    unread = Sample("gone-8", [user(missing, "where?"), assistant("none")], Source("d"))
+    generator = np.random.default_rng(0)
+    with pytest.raises(SampleError, match="'silent-7' .*without an answer"):
+        some.pack([good, silent], "synthetic_referral", generator)
+    with pytest.raises(SampleError, match="'gone-8' .*none.jpg"):
+        some.pack([unread], "synthetic_referral", generator)
+
+
+def test_rows_that_are_too_long_lose_samples_but_never_a_part_of_one(world, processor) -> None:
+    whole = rows(world, processor)[0]
+    shorter = rows(world, processor)
+    shorter.settings.max_tokens = len(whole["input_ids"]) - 1
+    row = shorter[0]
+    assert max(row["branches"]) < max(whole["branches"]) and row["input_ids"] == whole["input_ids"][: len(row["input_ids"])]
+    shorter.settings.max_tokens = 20
+    with pytest.raises(SampleError, match="max_tokens is 20"):
+        shorter[0]
+
+
+def test_pose_tokens_need_a_model_that_reads_them(world) -> None:
+    with pytest.raises(SettingsError, match="no encoder 'detection' .*it has: none"):
+        rows(world, tiny("llava")[1], pose_tokens=True)
+
+
+def test_a_row_shown_is_the_row_read_back(world, processor) -> None:
+    some = rows(world, processor, questions=3)
+    row = some[0]
+    shown = show_row(row, processor)
+    slots = f"<image>×{processor.image_seq_length}"
+    assert shown.count(slots) == 1 and shown.count("【") == shown.count("】") == 3
+    tokens = list(zip(row["input_ids"], row["labels"], row["branches"]))
+    learnt = [[token for token, label, b in tokens if b == branch and label != IGNORED] for branch in (1, 2, 3)]
+    assert [part.split("】")[0] for part in shown.split("【")[1:]] == processor.tokenizer.batch_decode(learnt)
+    assert any("hand" in text for text in texts(some, 3))
+
+
+def test_data_sets_that_cannot_be_read_say_so(world, tmp_path) -> None:
+    with pytest.raises(DatasetError, match="kind 'hoiqa', expected one of synthetic_referral"):
+        open_groups("hoiqa", world)
+    with pytest.raises(DatasetError, match="split 'dev'"):
+        open_groups("synthetic_referral", world, split="dev")
+    (tmp_path / "scenes.jsonl").write_text('{"id": 1}\n{"id": \n{"id": 3}\n{"id"')
+    lines = JsonLines(tmp_path / "scenes.jsonl")
+    assert len(lines) == 3 and lines[2] == {"id": 3}
+    with pytest.raises(DatasetError, match=r"scenes.jsonl: line 2 is not JSON"):
+        lines[1]
+    with pytest.raises(DatasetError, match=r"scenes.jsonl: no such file"):
+        open_groups("synthetic_referral", tmp_path / "..")
