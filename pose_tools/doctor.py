@@ -127,7 +127,8 @@ def check_packages() -> list[Check]:
     for extra, (names, enables) in EXTRAS.items():
         missing = [name for name in names if version(name) is None]
         state: State = "missing" if missing else "ok"
-        remedy = f"pip install -e '.[{extra}]'" if missing else ""
+        harmful = extra == "vision" and "CPU build" in torch_line()
+        remedy = f"pip install -e '.[{extra}]'" if missing and not harmful else ""
         checks.append(Check(f"[{extra}]", state, enables + (f"; lacks {', '.join(missing)}" if missing else ""), remedy))
     if version("torchvision") and "CPU build" in torch_line():
         remedy = "pip uninstall torchvision; nothing here needs it"
@@ -152,25 +153,39 @@ def check_weights() -> list[Check]:
 
 def check_body_models(mano: Path | None, smpl: Path | None) -> list[Check]:
     """The licensed files, where their paths were given: are they there, and can they be read?"""
-    from pose_tools.body_models import load_mano, load_smpl
-
     checks = []
-    for name, path, load, where in (
-        ("MANO", mano, load_mano, "https://mano.is.tue.mpg.de"),
-        ("SMPL", smpl, load_smpl, "https://smpl.is.tue.mpg.de"),
-    ):
-        without = "without: the stand-in of the same shape, made by this project, takes its place"
+    for name, path in (("MANO", mano), ("SMPL", smpl)):
+        without = "without: a stand-in of the same shape, made by this project, takes its place"
         if path is None:
+            where = f"https://{name.lower()}.is.tue.mpg.de"
             checks.append(
                 Check(name, "missing", f"licensed, never shipped; no path given (--{name.lower()} FILE)", f"get it at {where}; {without}")
             )
             continue
+        from pose_tools import body_models
+
         try:
-            load(path)
+            body_models.load_mano(path) if name == "MANO" else body_models.load_smpl(path)
             checks.append(Check(name, "ok", str(path)))
         except Exception as error:  # whatever is wrong with the file is what the user wants to read
             checks.append(Check(name, "broken", f"{path}: {error}", without))
     return checks
+
+
+def check_hand_models(fetch: bool) -> list[Check]:
+    """MediaPipe's hand models: in the cache, or fetched now if asked for."""
+    from pose_tools import mediapipe_models
+    from pose_tools.tool_protocol import BackendMissing
+
+    if fetch:
+        try:
+            mediapipe_models.fetch_models()
+        except (BackendMissing, OSError) as error:
+            return [Check("MediaPipe", "broken", str(error), "try again where the package index can be reached")]
+    lacking = mediapipe_models.why_missing()
+    if lacking is None:
+        return [Check("MediaPipe", "ok", f"in {mediapipe_models.cache_folder()}")]
+    return [Check("MediaPipe", "missing", lacking, "without: the small detector, which knows the synthetic world only")]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -181,7 +196,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--torch", action="store_true", help="only one line: which torch build this is")
     parser.add_argument("--mano", type=Path, help="your MANO file (MANO_RIGHT.pkl or .npz)")
     parser.add_argument("--smpl", type=Path, help="your SMPL file")
-    parser.add_argument("--fetch-hand-models", action="store_true", help="fetch MediaPipe's hand models (Apache-2.0, 8 MB) into your cache")
+    parser.add_argument("--fetch-hand-models", action="store_true", help="fetch MediaPipe's hand models (Apache-2.0) into your cache")
     options = parser.parse_args(arguments)
     if options.torch:
         print(torch_line())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from pose_tools.files import write_text
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import load_model
 from vlm.evaluation import records, tables
+
+logger = logging.getLogger(__name__)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,9 +71,9 @@ def referral(options: argparse.Namespace) -> int:
     with records.single_writer(options.out):
         records.claim(options.out, _settings(options, none_share=options.none_share))
         model, processor = load_model(options.model, device=options.device)
-        tokens = detections(options.data, asked)
         if "detection" not in processor.pose_encoders:
             conditions = [condition for condition in conditions if condition.pose == "off"]
+        tokens = detections(options.data, asked, needed=any(condition.pose != "off" for condition in conditions))
         ask = Asker(model, processor)
         replies = {
             condition.name: run.ask_all(asked, condition, ask, tokens, out=options.out, batch_size=options.batch_size, seed=options.seed)
@@ -87,13 +90,21 @@ def referral(options: argparse.Namespace) -> int:
     return _finish(options, "referral", text)
 
 
-def detections(folder: Path, asked: Sequence[Any]) -> Callable[[Any], np.ndarray]:
-    """The detector's (2, 11) tokens of every picture asked about, as a function of the picture's path."""
+def detections(folder: Path, asked: Sequence[Any], needed: bool) -> Callable[[Any], np.ndarray] | None:
+    """The detector's (2, 11) tokens of every picture asked about, as a function of the picture's path; None where there is no
+    detector and none is `needed`."""
     from data.detections import cached_detections
+    from pose_tools.tool_protocol import BackendMissing
     from vlm.evaluation.referral import image_of
 
     root = folder.resolve()
-    cached = cached_detections(root, sorted({Path(image_of(q)) for q in asked}))
+    try:
+        cached = cached_detections(root, sorted({Path(image_of(q)) for q in asked}))
+    except BackendMissing as error:
+        if needed:
+            raise
+        logger.warning("no baseline from the detector: %s", error)
+        return None
     return lambda picture: cached[os.path.relpath(picture, root)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,20 @@ from vlm.commands.console import CommandError, user_errors
 KEPT = ["model.vision_tower", "model.multi_modal_projector", "model.pose_projectors", "lm_head"]
 """What stays in full precision when the language model is quantised: full names, for bitsandbytes skips nothing by their ends."""
 
+WRITTEN_BESIDE = {
+    "architectures", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype", "eos_token_id", "pad_token_id", "quantization_config",
+    "sep_token_id", "torch_dtype", "transformers_version", "transformers_weights",
+}  # fmt: skip
+"""Keys of config.json that transformers writes into any model's."""
+
 
 def load_model(folder: str | Path, *, device: str = "cpu", load_in: str | None = None) -> tuple[Any, Any]:
     """The model and processor of a folder, ready to answer; `load_in` is "8bit", "4bit" or None.
 
     Raises CommandError for a folder that is not a model's, a config that is not understood, or a device that is not there.
     """
+    from transformers.utils import logging as transformers_logging
+
     from vlm import HandVLM, HandVLMProcessor
     from vlm.adapters import is_adapter, load_adapter
 
@@ -26,7 +36,9 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: str | None =
             f"{folder}: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model"
         )
     options = _quantised(load_in) if load_in else {"dtype": "auto"}
+    transformers_logging.disable_progress_bar()
     try:
+        _check_keys(folder / "config.json")
         processor = HandVLMProcessor.from_pretrained(folder)
         if is_adapter(folder):
             model = load_adapter(HandVLM, folder, merge=load_in is None, **options)
@@ -35,14 +47,29 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: str | None =
         return (model if load_in else model.to(device)).eval(), processor
     except user_errors():
         raise
+    except json.JSONDecodeError as error:
+        raise CommandError(f"{folder}: a json file in it is not json ({error}). Copy the folder again") from error
     except Exception as error:  # a broken folder makes transformers, torch and safetensors raise nearly anything
-        raise CommandError(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {error}). Copy the folder again, or correct its config.json"
-        ) from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CommandError(f"{folder}: cannot be loaded ({why}). Copy the folder again, or correct its config.json") from error
+
+
+def _check_keys(file: Path) -> None:
+    """A key that no HandVLM has is a typing error that would silently change nothing. Raises CommandError."""
+    from vlm import HandVLMConfig
+
+    if not file.is_file():  # an adapter's folder
+        return
+    known = set(HandVLMConfig().to_dict()) | WRITTEN_BESIDE
+    for key in json.loads(file.read_text(encoding="utf-8")):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            raise CommandError(f"{file}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; remove it"))
 
 
 def _quantised(load_in: str) -> dict[str, Any]:
     """Arguments of from_pretrained for 8- or 4-bit weights of the language model; eyes, projectors and head stay as they are."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else one line per layer and token about casting
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -50,7 +77,6 @@ def _quantised(load_in: str) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else one line per layer and token about casting
     config = BitsAndBytesConfig(
         load_in_8bit=load_in == "8bit", load_in_4bit=load_in == "4bit", bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=KEPT
     )

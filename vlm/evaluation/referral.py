@@ -130,7 +130,7 @@ def conversation(
     question: Question,
     condition: Condition,
     *,
-    tokens: Callable[[Any], np.ndarray],
+    tokens: Callable[[Any], np.ndarray] | None,
     partner: Question,
     encoder: str = "detection",
 ) -> list[dict[str, Any]]:
@@ -143,6 +143,8 @@ def conversation(
     messages = [{"role": "user", "content": [{"type": "image", "image": shown}, *words]}]
     if condition.pose == "off":
         return messages
+    if tokens is None:
+        raise ValueError(f"the condition {condition.name!r} shows detections, and none were given")
     return with_pose(messages, encoder, tokens(image_of(partner if condition.pose == "shuffled" else question)))
 
 

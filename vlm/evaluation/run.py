@@ -28,7 +28,7 @@ def ask_all(
     questions: Sequence[Question],
     condition: Condition,
     ask: Ask,
-    tokens: Tokens,
+    tokens: Tokens | None,
     *,
     out: Path,
     encoder: str = "detection",
@@ -52,7 +52,7 @@ def predictions_path(out: Path, condition: str) -> Path:
     return out / "predictions" / f"{condition.replace(' ', '_')}.jsonl"
 
 
-def baseline_replies(questions: Sequence[Question], tokens: Tokens, prior: baselines.Prior | None) -> dict[str, Replies]:
+def baseline_replies(questions: Sequence[Question], tokens: Tokens | None, prior: baselines.Prior | None) -> dict[str, Replies]:
     """Replies of every baseline that needs no model, by the baseline's name."""
     sizes: dict[Any, tuple[int, int]] = {}
 
@@ -63,9 +63,9 @@ def baseline_replies(questions: Sequence[Question], tokens: Tokens, prior: basel
                 sizes[picture] = image.size
         return sizes[picture]
 
-    found: dict[str, Replies] = {
-        "detector alone": baselines.answer_all(questions, lambda q: baselines.detector_alone(tokens(image_of(q)), q.kind))
-    }
+    found: dict[str, Replies] = {}
+    if tokens is not None:
+        found["detector alone"] = baselines.answer_all(questions, lambda q: baselines.detector_alone(tokens(image_of(q)), q.kind))
     if prior is not None:
         found["mean box of train"] = baselines.answer_all(questions, lambda q: prior(size(q), q.kind))
     found["centre box"] = baselines.answer_all(questions, lambda q: baselines.centre_box(size(q), q.kind))
