@@ -43,17 +43,21 @@ def quote(value: Any) -> str:
 @cache
 def json_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     """The parameters of a tool that JSON has a type for, in order; `media` and everything else that is ours is left out."""
-    hints = get_type_hints(function, include_extras=True)
-    parameters = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        hint: Any = hints.get(name)
-        bounds = None
-        if get_origin(hint) is Annotated:
-            bounds = next((extra for extra in hint.__metadata__ if isinstance(extra, Range)), None)
-            hint = hint.__origin__
-        if _is_json(hint):
-            parameters[name] = Parameter(hint, bounds, parameter.default)
-    return parameters
+    plain, annotated = get_type_hints(function), get_type_hints(function, include_extras=True)
+    return {
+        name: Parameter(plain[name], _bounds(annotated[name]), parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if _is_json(plain.get(name))
+    }
+
+
+def _bounds(hint: Any) -> Range | None:
+    """The `Range` of `Annotated[float, Range(0, 1)]`, also within `... | None`."""
+    if get_origin(hint) is Annotated:
+        return next((extra for extra in hint.__metadata__ if isinstance(extra, Range)), None)
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(filter(None, map(_bounds, get_args(hint))), None)
+    return None
 
 
 def _is_json(hint: Any) -> bool:
@@ -92,8 +96,8 @@ def _check_image(tool: str, index: int, media: Media) -> None:
     if not media.images:
         raise ToolError(f"{tool}: there is no picture in this conversation")
     if not 0 <= index < len(media.images):
-        there = "only image 0" if len(media.images) == 1 else f"images 0 to {len(media.images) - 1}"
-        raise ToolError(f"{tool}: image {index} is not there; there is {there}")
+        there = "is only image 0" if len(media.images) == 1 else f"are images 0 to {len(media.images) - 1}"
+        raise ToolError(f"{tool}: image {quote(index)} is not there; there {there}")
 
 
 def _check(hint: Any, bounds: Range | None, value: Any, place: str) -> Any:
