@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from data.synthetic import background
 from pose_tools.raster import rasterise
 
 SUPERSAMPLE = 2
@@ -42,6 +41,12 @@ class Layer:
         """How many supersampled pixels the part would cover if nothing hid it."""
         return int(self.mask.sum())
 
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The patch (x1, y1, x2, y2) in picture pixels; parts of it may lie beyond the border."""
+        h, w = self.mask.shape
+        return self.x / SUPERSAMPLE, self.y / SUPERSAMPLE, (self.x + w) / SUPERSAMPLE, (self.y + h) / SUPERSAMPLE
+
 
 @dataclass(frozen=True)
 class Light:
@@ -69,18 +74,18 @@ def draw_layer(part: Part, focal: float, size: int, light: Light) -> Layer | Non
     return Layer(part, x1, y1, mask, drawn.depth, drawn.colour) if mask.any() else None
 
 
-def lay_together(layers: list[Layer], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`(owner, depth)`, both (full, full) supersampled: which layer is nearest (−1: none) and how far it is."""
+def lay_together(layers: list[Layer], size: int) -> np.ndarray:
+    """(full, full) int16, supersampled: the number of the nearest layer, −1 where there is none."""
     full = size * SUPERSAMPLE
     owner = np.full((full, full), -1, dtype=np.int16)
     depth = np.full((full, full), np.inf, dtype=np.float32)
     for number, layer in enumerate(layers):
         (rows, cols), (from_rows, from_cols) = _overlap(layer, full)
         there, mine = depth[rows, cols], layer.depth[from_rows, from_cols]
-        nearer = layer.mask[from_rows, from_cols] & (mine < there)
-        there[nearer] = mine[nearer]
+        nearer = mine < there
+        np.copyto(there, mine, where=nearer)
         owner[rows, cols][nearer] = number
-    return owner, depth
+    return owner
 
 
 def _overlap(layer: Layer, full: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
@@ -93,6 +98,7 @@ def _overlap(layer: Layer, full: int) -> tuple[tuple[slice, slice], tuple[slice,
 def id_mask(layers: list[Layer], owner: np.ndarray) -> np.ndarray:
     """(size, size) uint8 ids of the picture's pixels, taken at one sample of each."""
     ids = np.array([layer.part.id for layer in layers] + [0], dtype=np.uint8)
+    # owner −1 picks the last entry: the background
     return ids[owner[1::SUPERSAMPLE, 1::SUPERSAMPLE]]
 
 
@@ -147,11 +153,6 @@ def look(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     sigma = rng.uniform(0.002, 0.028) if rng.random() < 0.8 else 0.0
     picture = picture + sigma * rng.standard_normal(picture.shape, dtype=np.float32)
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def table(seed: int, size: int, focal: float, up: np.ndarray, height: float) -> np.ndarray:
-    """The background of a scene; see `background.draw`."""
-    return background.draw(seed, size, focal, up, height)
 
 
 def renumbered(layer: Layer, id: int) -> Layer:

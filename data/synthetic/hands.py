@@ -68,24 +68,24 @@ def hand_axes(joints: np.ndarray, side: str) -> np.ndarray:
 @lru_cache(maxsize=2)
 def skeleton(side: str = "right") -> Skeleton:
     """The flat hand of one side with mean shape."""
-    _, joints, _ = pose_hand(side, np.zeros(3), np.zeros(45), np.zeros(10), np.zeros(3))
+    _, joints = pose_hand(side, np.zeros(3), np.zeros(45), np.zeros(10), np.zeros(3))
     return Skeleton(joints, hand_axes(joints, side))
 
 
-def pose_hand(side: str, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, transl: np.ndarray):
-    """`(vertices (778, 3), joints (21, 3) FreiHAND order, faces (1538, 3))` of one hand, metres; axis-angle parameters."""
+def pose_hand(side: str, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(vertices (778, 3), joints (21, 3) FreiHAND order)` of one hand, metres, from axis-angle parameters of that side."""
     import torch
 
     arrays = [torch.from_numpy(np.asarray(a, dtype=np.float32))[None] for a in (global_orient, hand_pose, betas, transl)]
     with torch.no_grad():
         output = mano(side)(*arrays)
-    return output.vertices[0].numpy().astype(float), output.joints[0].numpy().astype(float), mano_faces(side)
+    return output.vertices[0].numpy().astype(float), output.joints[0].numpy().astype(float)
 
 
 @lru_cache(maxsize=2)
 def mano_faces(side: str) -> np.ndarray:
     """(1538, 3) int32, seen from outside counter-clockwise."""
-    return np.asarray(mano(side).faces).astype(np.int32)
+    return mano(side).faces.numpy().astype(np.int32)
 
 
 def bend_fingers(flexion: np.ndarray, spread: np.ndarray, thumb: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def wrap_grasp(millimetres: int) -> Grasp:
     # the row of knuckles slants: the axis follows it
     rest = skeleton("right")
     row = rest.axes.T @ (rest.joints[5] - rest.joints[17])
-    axis = row * [1, 0, 1] + [0, 0, 0.0]
+    axis = row * [1, 0, 1]
     axis /= np.linalg.norm(axis)
     point = np.array([-ahead, radius + _FLESH + 0.003, 0.0])
     around = radius + _FLESH
@@ -207,13 +207,16 @@ def rotation_to(forward: np.ndarray, roll: float, side: str) -> np.ndarray:
     return target @ skeleton(side).axes.T
 
 
-def mirror_pose(hand_pose: np.ndarray) -> np.ndarray:
-    """The pose (45,) of the other hand that looks the same in a mirror."""
-    return (hand_pose.reshape(15, 3) * MIRROR).reshape(45)
+def for_side(hand_pose: np.ndarray, side: str) -> np.ndarray:
+    """A right hand's pose (45,) as the hand of `side` takes it: a left hand looks like the right one in a mirror."""
+    return hand_pose if side == "right" else (hand_pose.reshape(15, 3) * MIRROR).reshape(45)
 
 
-def forearm(wrist: np.ndarray, elbow: np.ndarray, flat: np.ndarray, radii: tuple[float, float], segments: int = 12, rings: int = 7):
-    """`(vertices, normals, faces)` of a tapering arm from `wrist` to `elbow` (3,) metres; `flat` (3,) is the direction it is thin in."""
+def forearm(wrist: np.ndarray, elbow: np.ndarray, flat: np.ndarray, radii: tuple[float, float], thin_share: float, segments: int = 12, rings: int = 16):
+    """`(vertices, normals, faces)` of an arm from `wrist` to `elbow` (3,) metres, `radii` wide at either.
+
+    At the wrist it measures only `thin_share` of that along `flat` (3,); towards the elbow it grows round.
+    """
     along = elbow - wrist
     along = along / np.linalg.norm(along)
     thin = flat - along * (flat @ along)
@@ -222,7 +225,7 @@ def forearm(wrist: np.ndarray, elbow: np.ndarray, flat: np.ndarray, radii: tuple
     share = np.linspace(0, 1, rings)[:, None, None]
     angle = np.linspace(0, 2 * np.pi, segments, endpoint=False)[None, :, None]
     radius = radii[0] + (radii[1] - radii[0]) * np.minimum(share * 1.6, 1.0)
-    flatness = 0.74 + 0.26 * np.minimum(share * 2, 1.0)
+    flatness = thin_share + (1 - thin_share) * np.minimum(share * 2, 1.0)
     normals = np.cos(angle) * wide + np.sin(angle) * thin + 0 * share
     centre = wrist + share * (elbow - wrist)
     vertices = centre + radius * (np.cos(angle) * wide + flatness * np.sin(angle) * thin)

@@ -1,4 +1,4 @@
-"""Scenes of the egocentric world: who is there, what is held, where everything stands, and the exact labels of the drawn result.
+"""Scenes of the egocentric world: what a picture is to show, the drawing of it, and the exact labels of the result.
 
 Camera frame: x right, y down, z forward, metres; pictures are square, the principal point is their middle.
 """
@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from data.synthetic import draw, factors
-from data.synthetic.placing import Frame, PlacedHand, PlacedObject, place_free_object, place_hand, place_held_object, place_held_together
+from data.synthetic import background, draw, factors
+from data.synthetic.frame import Frame
+from data.synthetic.placing import OBJECT_ID, PlacedObject, Thing, put_between, put_in_hand, put_on_table, put_under_fingers, two_handed_size
+from data.synthetic.reaching import FOREARM_IDS, HAND_IDS, Person, PlacedHand, hold_together, reach_in
 from pose_tools.types import SIDES
 
 SIZE = 192
-ATTEMPTS = 60
-HAND_IDS = {"left": 1, "right": 2}
-FOREARM_IDS = {"left": 3, "right": 4}
-OBJECT_ID = 10
+ATTEMPTS = 80
+WIDEST = 0.42
+"""The largest share of the picture's width that anything to be asked for may take."""
 
 
 class SceneError(RuntimeError):
@@ -27,19 +28,22 @@ class SceneError(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a scene is to show, drawn once per picture; only the geometry is drawn again when it does not work out."""
+    """What a scene is to show, drawn once per picture; only the geometry is drawn again when it does not work out.
+
+    `holds` and `touches` say what which side holds or only touches; the side "both" holds one thing with two hands.
+    """
 
     split: factors.Split
     hands: tuple[str, ...]
     crossed: bool
-    holds: dict[str, tuple[str, str]]
-    """Side → (name, colour) it holds; "both" for one object in two hands."""
-    free: tuple[tuple[str, str], ...]
+    holds: dict[str, Thing]
+    touches: dict[str, Thing]
+    free: tuple[Thing, ...]
     background: int
     camera_bin: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scene:
     """A drawn scene: `picture` (S, S, 3) uint8 RGB, `mask` (S, S) uint8 ids, `record` as written to scenes.jsonl without id and paths."""
 
@@ -56,20 +60,28 @@ def picture_rng(seed: int, split: factors.Split, index: int, stream: int) -> np.
 def draw_plan(rng: np.random.Generator, split: factors.Split) -> Plan:
     """Who and what: each hand is missing in a fifth of the scenes, half of the hands hold something, one to five objects."""
     hands = tuple(side for side in SIDES if rng.random() >= 0.2)
-    both = len(hands) == 2
-    crossed = both and rng.random() < 0.1
+    crossed = len(hands) == 2 and rng.random() < 0.1
     choice = factors.pairs(split)
-    holds: dict[str, tuple[str, str]] = {}
-    if both and not crossed and rng.random() < 0.0:
-        wide = [pair for pair in choice if pair[0] in ("bowl", "plate", "box", "ball")]
-        holds["both"] = wide[rng.integers(len(wide))]
+    holds: dict[str, Thing] = {}
+    touches: dict[str, Thing] = {}
+    if len(hands) == 2 and not crossed and rng.random() < 0.08:
+        wide = [pair for pair in choice if pair[0] in ("bowl", "plate", "ball")]
+        holds["both"] = Thing.draw(rng, wide[rng.integers(len(wide))], split)
     else:
-        holds = {side: choice[rng.integers(len(choice))] for side in hands if rng.random() < 0.5}
-    free: list[tuple[str, str]] = []
-    for _ in range(int(rng.integers(1 if holds else 2, 5 - len(holds)))):
-        free.append(_another_pair(rng, choice, [*holds.values(), *free]))
-    bins = factors.camera_bins(split)
-    return Plan(split, hands, crossed, holds, tuple(free), factors.draw_background_seed(rng, split), int(rng.choice(bins)))
+        for side in hands:
+            group = holds if rng.random() < 0.5 else touches if rng.random() < 0.18 else None
+            if group is not None:
+                group[side] = Thing.draw(rng, _another_pair(rng, choice, _pairs_of(holds, touches)), split)
+    free: list[Thing] = []
+    there = len(holds) + len(touches)
+    for _ in range(int(rng.integers(1 if there else 2, 5 - there))):
+        free.append(Thing.draw(rng, _another_pair(rng, choice, [*_pairs_of(holds, touches), *((t.name, t.colour) for t in free)]), split))
+    camera_bin = int(rng.choice(factors.camera_bins(split)))
+    return Plan(split, hands, crossed, holds, touches, tuple(free), factors.draw_background_seed(rng, split), camera_bin)
+
+
+def _pairs_of(*groups: dict[str, Thing]) -> list[tuple[str, str]]:
+    return [(thing.name, thing.colour) for group in groups for thing in group.values()]
 
 
 def _another_pair(rng: np.random.Generator, choice: tuple[tuple[str, str], ...], present: list[tuple[str, str]]) -> tuple[str, str]:
@@ -95,42 +107,60 @@ def make_scene(seed: int, split: factors.Split, index: int, size: int = SIZE) ->
 
 def _try_scene(plan: Plan, rng: np.random.Generator, size: int) -> Scene | None:
     frame = Frame.draw(rng, plan.camera_bin, size)
+    people = _place_people(rng, frame, plan)
+    if people is None:
+        return None
+    hands, handled = people
+    if hands:
+        gap = float(rng.choice([0.003, rng.uniform(0.0, 0.2)])) if not plan.touches else 0.003
+        frame = frame.with_table_below([h.vertices for h in hands] + [o.vertices for o in handled], gap)
     light = _light(rng, frame)
-    hands = [hand for side in plan.hands if (hand := place_hand(rng, frame, side, plan)) is not None]
-    if len(hands) < len(plan.hands):
+    parts = [part for hand in hands for part in hand.parts] + [thing.part(k) for k, thing in enumerate(handled)]
+    drawn = [draw.draw_layer(part, frame.focal, size, light) for part in parts]
+    if any(layer is None and part.id not in FOREARM_IDS.values() for layer, part in zip(drawn, parts, strict=True)):
         return None
-    if "both" in plan.holds:
-        held = place_held_together(rng, frame, hands, plan)
-    else:
-        held = [place_held_object(rng, frame, hand, plan) for hand in hands if hand.side in plan.holds]
-    if any(thing is None for thing in held):
-        return None
-    holder = {side: k for k, thing in enumerate(held) for side in thing.held_by}
-    hands = [replace(hand, held=holder.get(hand.side), touches=hand.side in holder) for hand in hands]
-    frame = frame.with_table_below(rng, hands, held)
-    layers: list[draw.Layer] = []
-    for part in [p for hand in hands for p in hand.parts] + [thing.part(k) for k, thing in enumerate(held)]:
-        layer = draw.draw_layer(part, frame.focal, size, light)
-        if layer is None and part.id not in FOREARM_IDS.values():
-            return None
+    layers = [layer for layer in drawn if layer is not None]
+    objects = list(handled)
+    for thing in plan.free:
+        placed = put_on_table(rng, thing, frame, layers)
+        layer = draw.draw_layer(placed.part(len(objects)), frame.focal, size, light) if placed else None
         if layer is not None:
+            objects.append(placed)
             layers.append(layer)
-    objects: list[PlacedObject] = list(held)
-    for pair in plan.free:
-        thing = place_free_object(rng, frame, pair, plan.split, layers)
-        layer = draw.draw_layer(thing.part(len(objects)), frame.focal, size, light) if thing else None
-        if layer is not None:
-            objects.append(thing)
-            layers.append(layer)
-    objects, layers = _drop_hidden(objects, layers, len(held), size)
-    owner, _ = draw.lay_together(layers, size)
+    objects, layers, owner = _drop_hidden(objects, layers, len(handled), size)
     mask = draw.id_mask(layers, owner)
-    labels = _labels(plan, frame, hands, objects, layers, owner, mask)
-    if labels is None:
+    record = _labels(plan, frame, hands, objects, layers, owner, mask)
+    if record is None:
         return None
-    behind = draw.table(plan.background, size, frame.focal, frame.up, frame.height)
+    behind = background.draw(plan.background, size, frame.focal, frame.up, frame.height)
     behind = draw.cast_shadows(behind, [layer.part for layer in layers], frame.focal, frame.up, frame.height, light, rng.uniform(0.15, 0.5))
-    return Scene(draw.look(draw.paint(layers, owner, behind), rng), mask, labels)
+    return Scene(draw.look(draw.paint(layers, owner, behind), rng), mask, record)
+
+
+def _place_people(rng: np.random.Generator, frame: Frame, plan: Plan) -> tuple[list[PlacedHand], list[PlacedObject]] | None:
+    """The hands with what they hold or touch, None when a hand or thing found no place."""
+    person = Person.draw(rng)
+    if "both" in plan.holds:
+        thing = plan.holds["both"]
+        radius, scale = two_handed_size(rng, thing)
+        together = hold_together(rng, frame, person, radius)
+        if together is None:
+            return None
+        hands, middle, axis = together
+        return [replace(h, held=0, touches=True) for h in hands], [put_between(rng, thing, scale, middle, axis, frame)]
+    hands: list[PlacedHand] = []
+    handled: list[PlacedObject] = []
+    for side in plan.hands:
+        held, touched = plan.holds.get(side), plan.touches.get(side)
+        hand = reach_in(rng, frame, person, side, held.grasp if held else None, bool(held) and held.mesh.grip == "rim", plan.crossed)
+        if hand is None:
+            return None
+        placed = put_in_hand(rng, held, hand) if held else put_under_fingers(rng, touched, hand, frame) if touched else None
+        if (held or touched) and placed is None:
+            return None
+        hands.append(replace(hand, held=len(handled) if held else None, touches=placed is not None))
+        handled += [placed] if placed else []
+    return hands, handled
 
 
 def _light(rng: np.random.Generator, frame: Frame) -> draw.Light:
@@ -144,14 +174,14 @@ def _seen(layers: list[draw.Layer], owner: np.ndarray) -> np.ndarray:
     return counts / np.array([max(layer.area, 1) for layer in layers])
 
 
-def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], n_held: int, size: int):
-    """Takes away free objects of which too little is seen, so that every object in the picture is labelled."""
+def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], handled: int, size: int):
+    """Takes away free objects of which too little is seen, so that every object in the picture is labelled; and who owns which pixel."""
     while True:
-        owner, _ = draw.lay_together(layers, size)
+        owner = draw.lay_together(layers, size)
         seen = _seen(layers, owner)
-        poor = [i for i, layer in enumerate(layers) if layer.part.id >= OBJECT_ID + n_held and seen[i] < 0.4]
+        poor = [i for i, layer in enumerate(layers) if layer.part.id >= OBJECT_ID + handled and seen[i] < 0.4]
         if not poor:
-            return objects, layers
+            return objects, layers, owner
         worst = min(poor, key=lambda i: seen[i])
         gone = layers[worst].part.id - OBJECT_ID
         objects = objects[:gone] + objects[gone + 1 :]
@@ -160,21 +190,20 @@ def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], n_held: 
 
 
 def _labels(plan: Plan, frame: Frame, hands: list[PlacedHand], objects: list[PlacedObject], layers, owner, mask) -> dict[str, Any] | None:
-    """The record of a scene; None when a hand or a held object is not seen well enough to be asked for."""
+    """The record of a scene; None when something to be asked for is not seen well enough or has the wrong size."""
     seen = dict(zip([layer.part.id for layer in layers], _seen(layers, owner), strict=True))
     size = mask.shape[0]
     hand_records, object_records = [], []
     for hand in hands:
-        box = mask_box(mask, HAND_IDS[hand.side])
-        if box is None or seen[HAND_IDS[hand.side]] < 0.45 or not 0.18 <= _span(box, size) <= 0.42:
+        box, visible = mask_box(mask, HAND_IDS[hand.side]), seen[HAND_IDS[hand.side]]
+        if box is None or visible < 0.45 or not 0.18 <= _span(box, size) <= WIDEST:
             return None
-        hand_records.append(hand.record(box, seen[HAND_IDS[hand.side]], frame))
-    for k, thing in enumerate(objects):
-        box = mask_box(mask, OBJECT_ID + k)
-        low, least = (0.10, 0.3) if thing.held_by else (0.08, 0.4)
-        if box is None or seen[OBJECT_ID + k] < least or not low <= _span(box, size) <= 0.42:
+        hand_records.append(hand.record(box, visible, frame))
+    for k, placed in enumerate(objects):
+        box, visible = mask_box(mask, OBJECT_ID + k), seen[OBJECT_ID + k]
+        if box is None or visible < (0.3 if placed.touched_by else 0.4) or not (0.10 if placed.touched_by else 0.08) <= _span(box, size) <= WIDEST:
             return None
-        object_records.append(thing.record(box, seen[OBJECT_ID + k]))
+        object_records.append(placed.record(box, visible))
     return {
         "width": size, "height": size, "camera": {"intrinsics": frame.intrinsics.tolist(), "bin": plan.camera_bin},
         "crossed": plan.crossed, "background": plan.background, "hands": hand_records, "objects": object_records,

@@ -1,0 +1,177 @@
+"""Hands that reach into the picture: where they come from, how they are turned and dressed, how large they appear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from data.synthetic import draw, hands
+from data.synthetic.frame import Frame
+from pose_tools.raster import vertex_normals
+
+HAND_IDS = {"left": 1, "right": 2}
+FOREARM_IDS = {"left": 3, "right": 4}
+SKIN = np.array([[0.95, 0.80, 0.70], [0.90, 0.70, 0.58], [0.82, 0.60, 0.46], [0.70, 0.48, 0.35], [0.55, 0.36, 0.25], [0.38, 0.24, 0.17], [0.28, 0.18, 0.13]])
+GLOVES = np.array([[0.92, 0.92, 0.90], [0.35, 0.55, 0.80], [0.12, 0.12, 0.13], [0.85, 0.75, 0.35], [0.45, 0.62, 0.45], [0.55, 0.50, 0.45], [0.60, 0.35, 0.60]])
+SHARE = (0.23, 0.385)
+"""How much of the picture's width a hand takes, aimed at; what the forearm and the border hide comes off."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """Whose hands they are: colours (3,) 0..1 of `skin`, of the `sleeves` or None for bare arms, and of each side's `gloves`."""
+
+    skin: np.ndarray
+    sleeves: np.ndarray | None
+    cuff: float
+    gloves: dict[str, np.ndarray]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Person:
+        """A tenth wears gloves, mostly two of a kind; three fifths wear long sleeves."""
+        tone = rng.uniform(0, len(SKIN) - 1.001)
+        skin = SKIN[int(tone)] * (1 - tone % 1) + SKIN[int(tone) + 1] * (tone % 1)
+        sleeves = np.clip(rng.uniform(0.08, 0.9) + rng.normal(0, 0.12, 3), 0.04, 0.96) if rng.random() < 0.6 else None
+        glove = np.clip(GLOVES[rng.integers(len(GLOVES))] + rng.normal(0, 0.03, 3), 0.03, 0.97)
+        gloved = rng.choice([0, 1, 2, 3], p=[0.88, 0.02, 0.02, 0.08])
+        sides = {0: (), 1: ("left",), 2: ("right",), 3: ("left", "right")}[int(gloved)]
+        return cls(skin, sleeves, rng.uniform(0.0, 0.6), dict.fromkeys(sides, glove))
+
+
+@dataclass(frozen=True)
+class PlacedHand:
+    """A posed hand before the camera with its forearm: `vertices` (778, 3) and `joints` (21, 3) metres, `axes` (3, 3) columns F, N, T."""
+
+    side: str
+    vertices: np.ndarray
+    joints: np.ndarray
+    axes: np.ndarray
+    mano: dict[str, list[float]]
+    glove: bool
+    parts: tuple[draw.Part, ...]
+    held: int | None = None
+    touches: bool = False
+
+    def record(self, box: list[float], visible: float, frame: Frame) -> dict[str, Any]:
+        """The hand's entry in scenes.jsonl."""
+        return {
+            "side": self.side, "bbox_xyxy": box, "visible_fraction": round(float(visible), 4),
+            "joints_2d": frame.project(self.joints).round(3).tolist(), "joints_3d": self.joints.round(6).tolist(),
+            "mano": self.mano, "contact": self.touches, "held": self.held, "glove": self.glove,
+        }  # fmt: skip
+
+
+def reach_in(
+    rng: np.random.Generator, frame: Frame, person: Person, side: str, grasp: hands.Grasp | None, rim: bool, crossed: bool
+) -> PlacedHand | None:
+    """A hand that comes in from the border and holds what `grasp` is made for, or nothing; None when it would be too near or too far."""
+    sign = 1 if side == "right" else -1
+    reach = -sign if crossed else sign
+    size = frame.size
+    centre = size / 2 + np.array([reach * rng.uniform(0.06, 0.33), rng.uniform(-0.12, 0.32)]) * size
+    entry = _entry(rng, size, sign, crossed)
+    toward = (centre - entry) / np.linalg.norm(centre - entry)
+    cos, sin = np.cos(angle := rng.normal(0, np.radians(16))), np.sin(angle)
+    forward = np.array([cos * toward[0] - sin * toward[1], sin * toward[0] + cos * toward[1], rng.uniform(-0.25, 0.6)])
+    rotation = hands.rotation_to(forward, _roll(rng, grasp is not None, rim), side)
+    pose = grasp.hand_pose + rng.normal(0, 0.03, 45) if grasp else hands.free_pose(rng)
+    betas = draw_betas(rng)
+    vertices, _ = hands.pose_hand(side, Rotation.from_matrix(rotation).as_rotvec(), hands.for_side(pose, side), betas, np.zeros(3))
+    low, high = vertices[:, :2].min(0), vertices[:, :2].max(0)
+    depth = frame.focal * (high - low).max() / (rng.uniform(*SHARE) * size)
+    if not 0.16 < depth < 0.9:
+        return None
+    transl = frame.ray(centre) * depth - [*(low + high) / 2, vertices[:, 2].mean()]
+    return place(rng, frame, person, side, rotation, pose, betas, transl, entry)
+
+
+def hold_together(rng: np.random.Generator, frame: Frame, person: Person, radius: float) -> tuple[list[PlacedHand], np.ndarray, np.ndarray] | None:
+    """Both hands around one thing of `radius` metres, palms facing: the hands, the thing's middle (3,) and its axis (3,)."""
+    size = frame.size
+    centre = frame.ray(size * np.array([rng.uniform(0.38, 0.62), rng.uniform(0.4, 0.68)]))
+    middle = centre * (frame.focal * 0.16 / (rng.uniform(0.23, 0.31) * size))
+    tilt = Rotation.from_rotvec(rng.normal(0, 0.2, 3)).as_matrix()
+    up, away = tilt @ frame.up, tilt @ frame.away
+    grasp = hands.wrap_grasp(int(round(radius * 1000)))
+    placed = []
+    for side in ("left", "right"):
+        sign = 1 if side == "right" else -1
+        turn = Rotation.from_rotvec(up * sign * rng.normal(0.25, 0.12)).as_matrix()
+        forward = turn @ away
+        axes = np.stack([forward, np.cross(up, forward) * sign, up], axis=1)
+        rotation = axes @ hands.skeleton(side).axes.T
+        pose, betas = grasp.hand_pose + rng.normal(0, 0.03, 45), draw_betas(rng)
+        _, joints = hands.pose_hand(side, Rotation.from_matrix(rotation).as_rotvec(), hands.for_side(pose, side), betas, np.zeros(3))
+        transl = middle - axes @ (grasp.point * [1, 1, 0]) - joints[9]
+        hand = place(rng, frame, person, side, rotation, pose, betas, transl, _entry(rng, size, sign, False))
+        if hand.vertices[:, 2].min() < 0.12:
+            return None
+        placed.append(hand)
+    return placed, middle, up
+
+
+def draw_betas(rng: np.random.Generator) -> np.ndarray:
+    """A hand's shape (10,)."""
+    return np.clip(rng.normal(0, 0.7, 10), -2, 2)
+
+
+def _entry(rng: np.random.Generator, size: int, sign: int, crossed: bool) -> np.ndarray:
+    """Where a forearm comes in, a little beyond the border: mostly below, sometimes from its own side."""
+    if not crossed and rng.random() < 0.25:
+        return np.array([size * (0.5 + sign * 0.72), size * rng.uniform(0.55, 1.1)])
+    return np.array([size * (0.5 + sign * rng.uniform(0.05, 0.5)), size * 1.25])
+
+
+def _roll(rng: np.random.Generator, holds: bool, rim: bool) -> float:
+    """Radians by which the thumb is turned to the camera: 0 shows the back of the hand, π the palm."""
+    if holds:
+        return rng.normal(1.0, 0.3) if rim else rng.normal(0.95, 0.4)
+    kind = rng.random()
+    return rng.normal(0.3, 0.4) if kind < 0.65 else rng.normal(1.2, 0.3) if kind < 0.85 else rng.normal(2.6, 0.35)
+
+
+def place(rng: np.random.Generator, frame: Frame, person: Person, side: str, rotation, pose, betas, transl, entry) -> PlacedHand:
+    """The hand with a right hand's `pose` (45,) at its place, dressed and with a forearm to `entry` (2,) pixels."""
+    orient, pose = Rotation.from_matrix(rotation).as_rotvec(), hands.for_side(pose, side)
+    # what is stored is what is posed: labels round-trip through the hand model
+    stored = {k: np.asarray(v).round(6) for k, v in (("global_orient", orient), ("hand_pose", pose), ("betas", betas), ("transl", transl))}
+    vertices, joints = hands.pose_hand(side, *stored.values())
+    axes = rotation @ hands.skeleton(side).axes
+    parts, glove = _dress(rng, frame, person, side, vertices, joints, axes, entry)
+    return PlacedHand(side, vertices, joints, axes, {k: v.tolist() for k, v in stored.items()}, glove, parts)
+
+
+def _dress(rng: np.random.Generator, frame: Frame, person: Person, side: str, vertices, joints, axes, entry) -> tuple[tuple[draw.Part, ...], bool]:
+    """The hand's and the forearm's surfaces in skin or glove, bare or sleeved; and whether there is a glove."""
+    glove = side in person.gloves
+    rgb = person.gloves[side] if glove else person.skin
+    normals, faces = vertex_normals(vertices, hands.mano_faces(side)), hands.mano_faces(side)
+    colours = np.tile(rgb, (len(vertices), 1))
+    if not glove:
+        palm = np.clip(normals @ axes[:, 1], 0, 1)[:, None]
+        colours = np.clip(colours * (1 + 0.12 * palm) + palm * np.array([0.03, 0.0, 0.0]), 0, 1)
+    hand = draw.Part(HAND_IDS[side], vertices, normals, faces, colours)
+    ring = vertices[wrist_ring(side)]
+    start = ring.mean(0)
+    across, thick = (float(np.abs((ring - start) @ axes[:, k]).max()) for k in (2, 1))
+    elbow = frame.ray(entry) * max(0.12, joints[0, 2] * rng.uniform(0.72, 1.02))
+    points, arm_normals, arm_faces = hands.forearm(start, elbow, axes[:, 1], (across, across * rng.uniform(1.2, 1.55)), thick / across)
+    arm = np.tile(rgb if glove and rng.random() < 0.4 else person.skin, (len(points), 1))
+    if person.sleeves is not None:
+        covered = np.linalg.norm(points - start, axis=1) > person.cuff * np.linalg.norm(elbow - start)
+        arm[covered] = person.sleeves
+        points[covered] += arm_normals[covered] * across * rng.uniform(0.08, 0.3)
+    return (hand, draw.Part(FOREARM_IDS[side], points, arm_normals, arm_faces, arm)), glove
+
+
+@lru_cache(maxsize=2)
+def wrist_ring(side: str) -> np.ndarray:
+    """Numbers of the vertices around the open wrist of a hand mesh: the ends of edges that belong to one face only."""
+    faces = hands.mano_faces(side)
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    unique, count = np.unique(edges, axis=0, return_counts=True)
+    return np.unique(unique[count == 1])
