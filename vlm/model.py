@@ -98,7 +98,7 @@ class HandVLMModel(HandVLMPreTrainedModel):
             embeds = fill_slots(embeds, input_ids == self.config.image_token_id, tokens, "image")
         for name, features in pose_tokens.items():
             mask = input_ids == self.config.pose_token_ids[name]
-            embeds = fill_slots(embeds, mask, self.pose_projectors[name](features), f"pose ({name})")
+            embeds = fill_slots(embeds, mask, self.pose_projectors[name](features.to(embeds.device)), f"pose ({name})")
         return embeds + self._unused(pixel_values, pose_tokens) if self.training else embeds
 
     def _unused(self, pixel_values: Tensor | None, pose_tokens: dict[str, Tensor]) -> Tensor | float:
