@@ -109,17 +109,22 @@ def detections(folder: Path, asked: Sequence[Any], needed: bool) -> Callable[[An
 
 
 def tool_use(options: argparse.Namespace) -> int:
-    from pose_tools.tool import TOOLS, schemas
+    from data.detections import cached_detections
+    from data.groups import open_groups
+    from data.tool_dialogues import OFFER
+    from pose_tools.tool import schemas
     from vlm.evaluation import tool_use as task
     from vlm.evaluation.asking import Asker
 
+    pictures = open_groups("tool_dialogues", options.data, limit=options.limit).pictures()
+    cached_detections(options.data.absolute(), pictures)  # the dialogues below read what is in the cache
     asked = task.select(task.read_tool_questions(options.data, options.seed, options.limit), options.questions, options.seed)
     with records.single_writer(options.out):
         records.claim(options.out, _settings(options))
         model, processor = load_model(options.model, device=options.device)
-        ask = Asker(model, processor, tools=schemas(TOOLS))
-        table = task.evaluate(asked, lambda turns: ask.texts(turns)[0], processor.dialect, out=options.out, batch_size=options.batch_size)
-        text = "\n".join([*_about(options, len({q.sample.source.video_id for q in asked})), "", table])
+        ask = Asker(model, processor, tools=schemas(OFFER))
+        table = task.evaluate(asked, ask, processor.dialect, out=options.out, batch_size=options.batch_size)
+        text = "\n".join([*_about(options, len({q.cluster for q in asked})), "", table])
         write_text(options.out / "table.md", text)
     return _finish(options, "tools", text)
 

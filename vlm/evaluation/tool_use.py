@@ -13,8 +13,10 @@ from data.sample import Sample
 from vlm.answers import Answer, ToolCallAnswer, parse
 from vlm.evaluation import records, tables
 from vlm.evaluation.referral import drawn_order, split_of
+from vlm.evaluation.scoring import Reply, Score, score
 
-Texts = Callable[[Sequence[list[dict[str, Any]]]], Sequence[str]]
+Ask = Callable[[Sequence[list[dict[str, Any]]]], Sequence[Reply]]
+AIM = 0.95
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,18 @@ class ToolQuestion:
         return self.sample.id
 
     @property
+    def cluster(self) -> str:
+        return self.sample.source.video_id or self.id
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         first = next(i for i, message in enumerate(self.sample.messages) if message["role"] == "assistant")
         return self.sample.messages[:first]
+
+    def score(self, reply: Reply) -> Score:
+        """The final answer of a dialogue with a call, scored as the referral question it is."""
+        kind = {"tool_left": "hand_left", "tool_right": "hand_right", "tool_both": "hands"}[self.sample.targets["kind"]]
+        return score(reply, self.sample.targets | {"kind": kind})
 
 
 def read_tool_questions(folder: Path, seed: int = 0, limit: int | None = None) -> list[ToolQuestion]:
@@ -66,25 +77,39 @@ def _same(a: Any, b: Any) -> bool:
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)  # 1 and true differ, unlike in Python
 
 
-def evaluate(questions: Sequence[ToolQuestion], texts: Texts, dialect: str, *, out: Path, batch_size: int = 32) -> str:
-    """Asks every question (resumable, in `out/predictions/tools.jsonl`), scores the replies, returns the table as markdown."""
+def evaluate(questions: Sequence[ToolQuestion], ask: Ask, dialect: str, *, out: Path, batch_size: int = 32) -> str:
+    """Asks every question, and again with the tool's result where the call was right; returns the table as markdown.
 
-    def answer(batch: Sequence[ToolQuestion]) -> list[dict[str, Any]]:
-        return [{"expected": q.call, "output": text} for q, text in zip(batch, texts([q.messages for q in batch]), strict=True)]
-
-    done = records.complete(
-        out / "predictions" / "tools.jsonl", questions, answer, key=lambda q: q.id, batch_size=batch_size, title="tool use"
+    Resumable: `out/predictions/calls.jsonl` and `answers.jsonl`.
+    """
+    called = _texts(questions, ask, [q.messages for q in questions], out / "predictions" / "calls.jsonl", batch_size, "tool calls")
+    judged = {q.id: judge(parse(called[q.id]["output"], None, dialect), q.call) for q in questions}
+    needed = [q for q in questions if q.call is not None]
+    right = [q for q in needed if judged[q.id]["right"]]
+    answered = _texts(
+        right, ask, [q.sample.messages[:-1] for q in right], out / "predictions" / "answers.jsonl", batch_size, "after the call"
     )
     rows = []
-    for title, needed in (("a call is needed: name and arguments exactly right", True), ("no call is needed: none is made", False)):
-        members = [q for q in questions if (q.call is not None) == needed]
-        judged = [judge(parse(done[q.id]["output"], None, dialect), q.call) for q in members]
-        clusters = [q.sample.source.video_id or q.id for q in members]
-        right = tables.share([j["right"] for j in judged], clusters)
-        called = tables.share([j["called"] for j in judged], clusters, interval=False)
-        met = "–" if right.value is None else "met" if right.value >= AIM else "missed"
-        rows.append([title, len(members), called, right, f"≥ {AIM:.2f}: {met}"])
-    return tables.markdown_table(["question", "n", "tool called", "right", "aim"], rows)
+    for title, members in (("a call is needed", needed), ("no call is needed", [q for q in questions if q.call is None])):
+        clusters = [q.cluster for q in members]
+        exact = tables.share([judged[q.id]["right"] for q in members], clusters)
+        made = tables.share([judged[q.id]["called"] for q in members], clusters, interval=False)
+        met = "–" if exact.value is None else "met" if exact.value >= AIM else "missed"
+        rows.append([title, len(members), made, exact, f"≥ {AIM:.2f}: {met}"])
+    scores = [q.score(Reply.from_record(answered[q.id]) if q.id in answered else Reply(valid=False)) for q in needed]
+    after = tables.share([s.right for s in scores], [q.cluster for q in needed])
+    rows.append(["the answer after the call", len(needed), "", after, ""])
+    note = (
+        "`right`: name and arguments exactly those that the question fixes; no call; or, after the call, every box with IoU ≥ 0.5 of the "
+        "truth (a wrong call is a wrong answer, and so is what the detector missed)."
+    )
+    return tables.markdown_table(["question", "n", "tool called", "right", "aim"], rows) + "\n" + note
 
 
-AIM = 0.95
+def _texts(
+    questions: Sequence[ToolQuestion], ask: Ask, turns: Sequence[list[dict[str, Any]]], path: Path, batch_size: int, title: str
+) -> dict[str, dict[str, Any]]:
+    def answer(batch: Sequence[tuple[ToolQuestion, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+        return [{"expected": q.call, **reply.as_record()} for (q, _), reply in zip(batch, ask([turn for _, turn in batch]), strict=True)]
+
+    return records.complete(path, list(zip(questions, turns)), answer, key=lambda pair: pair[0].id, batch_size=batch_size, title=title)
