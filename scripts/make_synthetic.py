@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _stills(options: argparse.Namespace) -> None:
     folder = options.out / options.split
-    settings = scenes.Settings(options.split, options.seed, options.size)
+    settings = scenes.Settings(options.split, options.seed, (options.size, options.size))
     with tqdm(total=options.count, unit="picture", desc=str(folder)) as bar:
         for there in scenes.make_scenes(folder, settings, options.count, options.workers):
             bar.update(there - bar.n)

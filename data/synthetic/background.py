@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 
 
-def noise(rng: np.random.Generator, size: int, cells: tuple[int, int]) -> np.ndarray:
-    """(size, size) float32 smooth noise around 0 with about `cells` (across, down) blobs."""
+def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
+    """(height, width) float32 smooth noise around 0 with about `cells` (across, down) blobs; `size` is (width, height)."""
     small = rng.standard_normal((cells[1] + 1, cells[0] + 1)).astype(np.float32)
-    return cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)
 
 
 def _muted(rng: np.random.Generator, low: float = 0.2, high: float = 0.9) -> np.ndarray:
@@ -21,11 +21,10 @@ def _muted(rng: np.random.Generator, low: float = 0.2, high: float = 0.9) -> np.
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
 
 
-def draw(seed: int, size: int, focal: float, up: np.ndarray, height: float) -> np.ndarray:
-    """(size, size, 3) float32 RGB 0..1: the plane `point · up = −height` (camera frame, metres) and a wall, for a focal length in pixels."""
+def draw(seed: int, size: tuple[int, int], focal: float, up: np.ndarray, height: float) -> np.ndarray:
+    """(height, width, 3) float32 RGB 0..1: the plane `point · up = −height` (camera frame, metres) and a wall, for a focal length in pixels."""
     rng = np.random.default_rng([seed, 77])
-    axis = (np.arange(size, dtype=np.float32) + 0.5 - size / 2) / focal
-    x, y = np.meshgrid(axis, axis)
+    x, y = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5 - n / 2) / focal for n in size))
     drop = -(x * up[0] + y * up[1] + up[2])
     far = drop < 0.18
     reach = height / np.maximum(drop, 0.02)
@@ -40,7 +39,7 @@ def draw(seed: int, size: int, focal: float, up: np.ndarray, height: float) -> n
     return np.clip(picture * (1 + 0.07 * noise(rng, size, (3, 3))[..., None]), 0, 1).astype(np.float32)
 
 
-def _table(rng: np.random.Generator, size: int, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+def _table(rng: np.random.Generator, size: tuple[int, int], s: np.ndarray, t: np.ndarray) -> np.ndarray:
     kind = rng.choice(["plain", "wood", "tiles", "stripes", "marble"], p=[0.25, 0.3, 0.15, 0.15, 0.15])
     base, other = _muted(rng, 0.25, 0.95), _muted(rng)
     if kind == "wood":
@@ -69,10 +68,10 @@ def _table(rng: np.random.Generator, size: int, s: np.ndarray, t: np.ndarray) ->
 
 def _clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
     """Papers, cables, cloths and crumbs: flat muted shapes that are nothing anyone asks for."""
-    size = picture.shape[0]
+    extent, size = np.array(picture.shape[1::-1]), min(picture.shape[:2])
     for _ in range(rng.integers(0, 7)):
         colour = tuple(float(c) for c in _muted(rng, 0.1, 0.95))
-        centre = rng.uniform(0, size, 2)
+        centre = rng.uniform(0, extent, 2)
         kind = rng.integers(4)
         if kind == 0:
             corners = cv2.boxPoints((tuple(centre), tuple(rng.uniform(0.1, 0.45, 2) * size), rng.uniform(0, 180)))

@@ -56,16 +56,16 @@ class Light:
     ambient: float
 
 
-def draw_layer(part: Part, focal: float, size: int, light: Light) -> Layer | None:
-    """The part alone, at SUPERSAMPLE times `size` with a focal length in picture pixels; None when it lies off the picture."""
-    full = size * SUPERSAMPLE
+def draw_layer(part: Part, focal: float, size: tuple[int, int], light: Light) -> Layer | None:
+    """The part alone, at SUPERSAMPLE times `size` (width, height) with a focal length in picture pixels; None when it lies off the picture."""
+    full = np.array(size) * SUPERSAMPLE
     points = part.vertices[:, :2] / np.maximum(part.vertices[:, 2:], 0.05) * (focal * SUPERSAMPLE) + full / 2
-    low, high = -int(MARGIN * full), int((1 + MARGIN) * full)
+    low, high = -(MARGIN * full).astype(int), ((1 + MARGIN) * full).astype(int)
     x1, y1 = (int(v) for v in np.clip(np.floor(points.min(0)), low, high))
     x2, y2 = (int(v) for v in np.clip(np.ceil(points.max(0)), low, high))
     if x2 - x1 < 2 or y2 - y1 < 2:
         return None
-    intrinsics = np.array([[focal * SUPERSAMPLE, 0, full / 2 - x1], [0, focal * SUPERSAMPLE, full / 2 - y1], [0, 0, 1.0]])
+    intrinsics = np.array([[focal * SUPERSAMPLE, 0, full[0] / 2 - x1], [0, focal * SUPERSAMPLE, full[1] / 2 - y1], [0, 0, 1.0]])
     drawn = rasterise(
         part.vertices, part.faces, intrinsics, (x2 - x1, y2 - y1),
         colours=part.colours, normals=part.normals, light=light.direction, ambient=light.ambient, near=0.05,
@@ -74,13 +74,12 @@ def draw_layer(part: Part, focal: float, size: int, light: Light) -> Layer | Non
     return Layer(part, x1, y1, mask, drawn.depth, drawn.colour) if mask.any() else None
 
 
-def lay_together(layers: list[Layer], size: int) -> np.ndarray:
-    """(full, full) int16, supersampled: the number of the nearest layer, −1 where there is none."""
-    full = size * SUPERSAMPLE
-    owner = np.full((full, full), -1, dtype=np.int16)
-    depth = np.full((full, full), np.inf, dtype=np.float32)
+def lay_together(layers: list[Layer], size: tuple[int, int]) -> np.ndarray:
+    """(height, width) int16, supersampled: the number of the nearest layer, −1 where there is none."""
+    owner = np.full((size[1] * SUPERSAMPLE, size[0] * SUPERSAMPLE), -1, dtype=np.int16)
+    depth = np.full(owner.shape, np.inf, dtype=np.float32)
     for number, layer in enumerate(layers):
-        (rows, cols), (from_rows, from_cols) = _overlap(layer, full)
+        (rows, cols), (from_rows, from_cols) = _overlap(layer, owner.shape)
         there, mine = depth[rows, cols], layer.depth[from_rows, from_cols]
         nearer = mine < there
         np.copyto(there, mine, where=nearer)
@@ -88,36 +87,34 @@ def lay_together(layers: list[Layer], size: int) -> np.ndarray:
     return owner
 
 
-def _overlap(layer: Layer, full: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _overlap(layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     h, w = layer.mask.shape
-    x1, y1, x2, y2 = max(layer.x, 0), max(layer.y, 0), min(layer.x + w, full), min(layer.y + h, full)
+    x1, y1, x2, y2 = max(layer.x, 0), max(layer.y, 0), min(layer.x + w, shape[1]), min(layer.y + h, shape[0])
     x2, y2 = max(x1, x2), max(y1, y2)
     return (slice(y1, y2), slice(x1, x2)), (slice(y1 - layer.y, y2 - layer.y), slice(x1 - layer.x, x2 - layer.x))
 
 
 def id_mask(layers: list[Layer], owner: np.ndarray) -> np.ndarray:
-    """(size, size) uint8 ids of the picture's pixels, taken at one sample of each."""
+    """(height, width) uint8 ids of the picture's pixels, taken at one sample of each."""
     ids = np.array([layer.part.id for layer in layers] + [0], dtype=np.uint8)
     # owner −1 picks the last entry: the background
     return ids[owner[1::SUPERSAMPLE, 1::SUPERSAMPLE]]
 
 
 def paint(layers: list[Layer], owner: np.ndarray, behind: np.ndarray) -> np.ndarray:
-    """The picture (size, size, 3) float32 RGB 0..1: the nearest layers over `behind` (size, size, 3)."""
-    full = owner.shape[0]
-    canvas = cv2.resize(behind, (full, full), interpolation=cv2.INTER_LINEAR)
+    """The picture (height, width, 3) float32 RGB 0..1: the nearest layers over `behind` (height, width, 3)."""
+    canvas = cv2.resize(behind, owner.shape[::-1], interpolation=cv2.INTER_LINEAR)
     for number, layer in enumerate(layers):
-        (rows, cols), (from_rows, from_cols) = _overlap(layer, full)
+        (rows, cols), (from_rows, from_cols) = _overlap(layer, owner.shape)
         mine = owner[rows, cols] == number
         canvas[rows, cols][mine] = layer.rgb[from_rows, from_cols][mine]
-    size = full // SUPERSAMPLE
-    return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(canvas, behind.shape[1::-1], interpolation=cv2.INTER_AREA)
 
 
 def cast_shadows(behind: np.ndarray, parts: list[Part], focal: float, up: np.ndarray, height: float, light: Light, strength: float) -> np.ndarray:
     """`behind` darkened where parts keep the light from the plane `point · up = −height`: soft hulls of their shadows."""
-    small = behind.shape[0] // 2
-    cover = np.zeros((small, small), dtype=np.float32)
+    small = np.array(behind.shape[1::-1]) // 2
+    cover = np.zeros(tuple(small[::-1]), dtype=np.float32)
     fall = -light.direction / max(float(light.direction @ up), 0.35)
     for part in parts:
         above = part.vertices @ up + height
@@ -129,13 +126,12 @@ def cast_shadows(behind: np.ndarray, parts: list[Part], focal: float, up: np.nda
         hull = cv2.convexHull(np.clip(points, -3 * small, 4 * small).astype(np.float32))
         cv2.fillConvexPoly(cover, hull.astype(np.int32), 1.0)
     cover = cv2.GaussianBlur(cover, (0, 0), 2.2)
-    cover = cv2.resize(cover, behind.shape[:2], interpolation=cv2.INTER_LINEAR)
+    cover = cv2.resize(cover, behind.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     return behind * (1 - strength * cover)[..., None]
 
 
 def look(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What a camera makes of a picture (H, W, 3) float 0..1: lens blur or motion, vignette, gain, tint, gamma, noise; uint8."""
-    size = picture.shape[0]
     if rng.random() < 0.15:
         length, angle = int(rng.integers(3, 7)), rng.uniform(0, np.pi)
         kernel = np.zeros((length, length), dtype=np.float32)
@@ -148,8 +144,8 @@ def look(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gain = rng.uniform(0.82, 1.15) * (1 + rng.uniform(-0.05, 0.05, 3))
     picture = np.clip(picture * gain.astype(np.float32), 0, 1) ** np.float32(rng.uniform(0.85, 1.18))
     if rng.random() < 0.3:
-        axis = np.linspace(-1, 1, size, dtype=np.float32) ** 2
-        picture = picture * (1 - rng.uniform(0.1, 0.3) * (axis[:, None] + axis[None, :]) / 2)[..., None]
+        down, across = (np.linspace(-1, 1, n, dtype=np.float32) ** 2 for n in picture.shape[:2])
+        picture = picture * (1 - rng.uniform(0.1, 0.3) * (down[:, None] + across[None, :]) / 2)[..., None]
     sigma = rng.uniform(0.002, 0.028) if rng.random() < 0.8 else 0.0
     picture = picture + sigma * rng.standard_normal(picture.shape, dtype=np.float32)
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)

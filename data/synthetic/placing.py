@@ -124,15 +124,15 @@ def put_on_table(rng: np.random.Generator, thing: Thing, frame: Frame, layers: l
     """The thing standing or lying on the table where little else is; None when no place was found."""
     shape, normals = _stand(rng, thing, frame)
     for _ in range(10):
-        pixel = rng.uniform(0.06, 0.94, 2) * frame.size
+        pixel = rng.uniform(0.06, 0.94, 2) * frame.extent
         ray = frame.ray(pixel)
         drop = -(ray @ frame.up)
         if drop < 0.25:
             continue
         base = ray * frame.height / drop
-        extent = np.ptp(frame.project(base + shape), axis=0).max() / frame.size
+        extent = np.ptp(frame.project(base + shape), axis=0).max() / frame.short
         vertices = base + shape * (rng.uniform(0.13, 0.29) / extent)
-        if _room_for(frame.project(vertices), frame.size, layers):
+        if _room_for(frame.project(vertices), frame, layers):
             return PlacedObject(thing, vertices, normals)
     return None
 
@@ -149,10 +149,11 @@ def _stand(rng: np.random.Generator, thing: Thing, frame: Frame) -> tuple[np.nda
     return shape - frame.up * (shape @ frame.up).min(), thing.mesh.normals @ axes.T
 
 
-def _room_for(points: np.ndarray, size: int, layers: list[draw.Layer]) -> bool:
+def _room_for(points: np.ndarray, frame: Frame, layers: list[draw.Layer]) -> bool:
     """Whether an object's box is inside the picture and overlaps others little (objects) or not too much (hands)."""
     x1, y1, x2, y2 = *points.min(0), *points.max(0)
-    if min(x1, y1) < -0.02 * size or max(x2, y2) > 1.02 * size:
+    slack = 0.02 * frame.short
+    if min(x1, y1) < -slack or x2 > frame.size[0] + slack or y2 > frame.size[1] + slack:
         return False
     for layer in layers:
         ox1, oy1, ox2, oy2 = layer.box

@@ -18,7 +18,7 @@ FOREARM_IDS = {"left": 3, "right": 4}
 SKIN = np.array([[0.95, 0.80, 0.70], [0.90, 0.70, 0.58], [0.82, 0.60, 0.46], [0.70, 0.48, 0.35], [0.55, 0.36, 0.25], [0.38, 0.24, 0.17], [0.28, 0.18, 0.13]])
 GLOVES = np.array([[0.92, 0.92, 0.90], [0.35, 0.55, 0.80], [0.12, 0.12, 0.13], [0.85, 0.75, 0.35], [0.45, 0.62, 0.45], [0.55, 0.50, 0.45], [0.60, 0.35, 0.60]])
 SHARE = (0.23, 0.385)
-"""How much of the picture's width a hand takes, aimed at; what the forearm and the border hide comes off."""
+"""How much of the picture's short side a hand takes, aimed at; what the forearm and the border hide comes off."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,8 @@ def reach_in(
     """A hand that comes in from the border and holds what `grasp` is made for, or nothing; None when it would be too near or too far."""
     sign = 1 if side == "right" else -1
     reach = -sign if crossed else sign
-    size = frame.size
-    centre = size / 2 + np.array([reach * rng.uniform(0.06, 0.33), rng.uniform(-0.12, 0.32)]) * size
-    entry = _entry(rng, size, sign, crossed)
+    centre = frame.extent / 2 + np.array([reach * rng.uniform(0.06, 0.33), rng.uniform(-0.12, 0.32)]) * frame.extent
+    entry = _entry(rng, frame, sign, crossed)
     toward = (centre - entry) / np.linalg.norm(centre - entry)
     cos, sin = np.cos(angle := rng.normal(0, np.radians(16))), np.sin(angle)
     forward = np.array([cos * toward[0] - sin * toward[1], sin * toward[0] + cos * toward[1], rng.uniform(-0.25, 0.6)])
@@ -82,7 +81,7 @@ def reach_in(
     betas = draw_betas(rng)
     vertices, _ = hands.pose_hand(side, Rotation.from_matrix(rotation).as_rotvec(), hands.for_side(pose, side), betas, np.zeros(3))
     low, high = vertices[:, :2].min(0), vertices[:, :2].max(0)
-    depth = frame.focal * (high - low).max() / (rng.uniform(*SHARE) * size)
+    depth = frame.focal * (high - low).max() / (rng.uniform(*SHARE) * frame.short)
     if not 0.16 < depth < 0.9:
         return None
     transl = frame.ray(centre) * depth - [*(low + high) / 2, vertices[:, 2].mean()]
@@ -91,9 +90,8 @@ def reach_in(
 
 def hold_together(rng: np.random.Generator, frame: Frame, person: Person, radius: float) -> tuple[list[PlacedHand], np.ndarray, np.ndarray] | None:
     """Both hands around one thing of `radius` metres, palms facing: the hands, the thing's middle (3,) and its axis (3,)."""
-    size = frame.size
-    centre = frame.ray(size * np.array([rng.uniform(0.38, 0.62), rng.uniform(0.4, 0.68)]))
-    middle = centre * (frame.focal * 0.16 / (rng.uniform(0.23, 0.31) * size))
+    centre = frame.ray(frame.extent * np.array([rng.uniform(0.38, 0.62), rng.uniform(0.4, 0.68)]))
+    middle = centre * (frame.focal * 0.16 / (rng.uniform(0.23, 0.31) * frame.short))
     tilt = Rotation.from_rotvec(rng.normal(0, 0.2, 3)).as_matrix()
     up, away = tilt @ frame.up, tilt @ frame.away
     grasp = hands.wrap_grasp(int(round(radius * 1000)))
@@ -107,7 +105,7 @@ def hold_together(rng: np.random.Generator, frame: Frame, person: Person, radius
         pose, betas = grasp.hand_pose + rng.normal(0, 0.03, 45), draw_betas(rng)
         _, joints = hands.pose_hand(side, Rotation.from_matrix(rotation).as_rotvec(), hands.for_side(pose, side), betas, np.zeros(3))
         transl = middle - axes @ (grasp.point * [1, 1, 0]) - joints[9]
-        hand = place(rng, frame, person, side, rotation, pose, betas, transl, _entry(rng, size, sign, False))
+        hand = place(rng, frame, person, side, rotation, pose, betas, transl, _entry(rng, frame, sign, False))
         if hand.vertices[:, 2].min() < 0.12:
             return None
         placed.append(hand)
@@ -119,11 +117,11 @@ def draw_betas(rng: np.random.Generator) -> np.ndarray:
     return np.clip(rng.normal(0, 0.7, 10), -2, 2)
 
 
-def _entry(rng: np.random.Generator, size: int, sign: int, crossed: bool) -> np.ndarray:
+def _entry(rng: np.random.Generator, frame: Frame, sign: int, crossed: bool) -> np.ndarray:
     """Where a forearm comes in, a little beyond the border: mostly below, sometimes from its own side."""
     if not crossed and rng.random() < 0.25:
-        return np.array([size * (0.5 + sign * 0.72), size * rng.uniform(0.55, 1.1)])
-    return np.array([size * (0.5 + sign * rng.uniform(0.05, 0.5)), size * 1.25])
+        return frame.extent * [0.5 + sign * 0.72, rng.uniform(0.55, 1.1)]
+    return frame.extent * [0.5 + sign * rng.uniform(0.05, 0.5), 1.25]
 
 
 def _roll(rng: np.random.Generator, holds: bool, rim: bool) -> float:

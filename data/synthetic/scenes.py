@@ -40,12 +40,12 @@ class Settings:
 
     split: factors.Split
     seed: int = 0
-    size: int = world.SIZE
+    size: tuple[int, int] = world.SIZE
 
     def manifest(self) -> dict[str, Any]:
         """The part of the manifest that must agree before a folder is continued."""
         return {
-            "kind": "stills", "format": FORMAT, "world": WORLD_VERSION, "split": self.split, "seed": self.seed, "size": self.size,
+            "kind": "stills", "format": FORMAT, "world": WORLD_VERSION, "split": self.split, "seed": self.seed, "size": list(self.size),
             "factors_sha256": factors.factors_hash(), "hand_sha256": hand_hash(),
         }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Scenes of the egocentric world: what a picture is to show, the drawing of it, and the exact labels of the result.
 
-Camera frame: x right, y down, z forward, metres; pictures are square, the principal point is their middle.
+Camera frame: x right, y down, z forward, metres; the principal point is the middle of the picture.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from data.synthetic.placing import OBJECT_ID, PlacedObject, Thing, put_between, 
 from data.synthetic.reaching import FOREARM_IDS, HAND_IDS, Person, PlacedHand, hold_together, reach_in
 from pose_tools.types import SIDES
 
-SIZE = 192
+SIZE = (192, 192)
 ATTEMPTS = 80
 WIDEST = 0.42
-"""The largest share of the picture's width that anything to be asked for may take."""
+"""The largest share of the picture's short side that anything to be asked for may take."""
 
 
 class SceneError(RuntimeError):
@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn scene: `picture` (S, S, 3) uint8 RGB, `mask` (S, S) uint8 ids, `record` as written to scenes.jsonl without id and paths."""
+    """A drawn scene: `picture` (H, W, 3) uint8 RGB, `mask` (H, W) uint8 ids, `record` as written to scenes.jsonl without id and paths."""
 
     picture: np.ndarray
     mask: np.ndarray
@@ -95,8 +95,8 @@ def _another_pair(rng: np.random.Generator, choice: tuple[tuple[str, str], ...],
     return fresh[rng.integers(len(fresh))] if fresh and rng.random() < 0.93 else choice[rng.integers(len(choice))]
 
 
-def make_scene(seed: int, split: factors.Split, index: int, size: int = SIZE) -> Scene:
-    """Picture number `index` of a split, complete with labels; a function of its arguments alone."""
+def make_scene(seed: int, split: factors.Split, index: int, size: tuple[int, int] = SIZE) -> Scene:
+    """Picture number `index` of a split, complete with labels, `size` (width, height); a function of its arguments alone."""
     plan = draw_plan(picture_rng(seed, split, index, 0), split)
     for attempt in range(1, ATTEMPTS + 1):
         scene = _try_scene(plan, picture_rng(seed, split, index, attempt), size)
@@ -105,7 +105,7 @@ def make_scene(seed: int, split: factors.Split, index: int, size: int = SIZE) ->
     raise SceneError(f"{split} picture {index} (seed {seed}): no valid scene in {ATTEMPTS} attempts for {plan}")
 
 
-def _try_scene(plan: Plan, rng: np.random.Generator, size: int) -> Scene | None:
+def _try_scene(plan: Plan, rng: np.random.Generator, size: tuple[int, int]) -> Scene | None:
     frame = Frame.draw(rng, plan.camera_bin, size)
     people = _place_people(rng, frame, plan)
     if people is None:
@@ -174,7 +174,7 @@ def _seen(layers: list[draw.Layer], owner: np.ndarray) -> np.ndarray:
     return counts / np.array([max(layer.area, 1) for layer in layers])
 
 
-def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], handled: int, size: int):
+def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], handled: int, size: tuple[int, int]):
     """Takes away free objects of which too little is seen, so that every object in the picture is labelled; and who owns which pixel."""
     while True:
         owner = draw.lay_together(layers, size)
@@ -192,20 +192,19 @@ def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], handled:
 def _labels(plan: Plan, frame: Frame, hands: list[PlacedHand], objects: list[PlacedObject], layers, owner, mask) -> dict[str, Any] | None:
     """The record of a scene; None when something to be asked for is not seen well enough or has the wrong size."""
     seen = dict(zip([layer.part.id for layer in layers], _seen(layers, owner), strict=True))
-    size = mask.shape[0]
     hand_records, object_records = [], []
     for hand in hands:
         box, visible = mask_box(mask, HAND_IDS[hand.side]), seen[HAND_IDS[hand.side]]
-        if box is None or visible < 0.45 or not 0.18 <= _span(box, size) <= WIDEST:
+        if box is None or visible < 0.45 or not 0.18 <= _span(box, frame.short) <= WIDEST:
             return None
         hand_records.append(hand.record(box, visible, frame))
     for k, placed in enumerate(objects):
         box, visible = mask_box(mask, OBJECT_ID + k), seen[OBJECT_ID + k]
-        if box is None or visible < (0.3 if placed.touched_by else 0.4) or not (0.10 if placed.touched_by else 0.08) <= _span(box, size) <= WIDEST:
+        if box is None or visible < (0.3 if placed.touched_by else 0.4) or not (0.10 if placed.touched_by else 0.08) <= _span(box, frame.short) <= WIDEST:
             return None
         object_records.append(placed.record(box, visible))
     return {
-        "width": size, "height": size, "camera": {"intrinsics": frame.intrinsics.tolist(), "bin": plan.camera_bin},
+        "width": frame.size[0], "height": frame.size[1], "camera": {"intrinsics": frame.intrinsics.tolist(), "bin": plan.camera_bin},
         "crossed": plan.crossed, "background": plan.background, "hands": hand_records, "objects": object_records,
     }  # fmt: skip
 
