@@ -23,7 +23,7 @@ from vlm.run_folder import LOG_FILE, RunFolder, TrainingError
 
 POSITION_FILE = "position.json"
 """In a checkpoint: the step, and what fixes the order of the rows."""
-TRAINER_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "latest", "zero_to_fp32", POSITION_FILE)
+TRAINER_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "latest", "zero_to_", POSITION_FILE)
 """How the names of a checkpoint's files begin that are no part of the model."""
 
 
