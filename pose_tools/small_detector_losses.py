@@ -20,7 +20,7 @@ from pose_tools.small_detector import LABELS, cell_boxes, cell_centres, label_lo
 
 IGNORE = 255
 LABEL_WEIGHTS = (0.2, 2.0, 2.0, 2.0, 2.0, 0.7)
-WEIGHTS = {"label_map": 1.0, "instance_cell": 1.0, "instance_box": 1.5, "object_score": 1.0, "object_box": 1.0, "name": 0.5, "colour": 0.5}
+WEIGHTS = {"label_map": 1.0, "instance_cell": 1.0, "instance_box": 1.5, "object_score": 1.0, "object_box": 1.0, "name": 1.0, "colour": 0.5}
 WEIGHTS["states"] = 0.3
 SPREAD = 0.5
 """Standard deviation of the centre target, in half box sides."""

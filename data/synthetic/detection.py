@@ -28,8 +28,8 @@ _SWAP[[1, 2, 3, 4]] = 2, 1, 4, 3
 class DetectionScenes:
     """The scenes of a folder written by `scripts/make_synthetic.py`.
 
-    With `augment`, pictures are mirrored (sides swapped in every label), scaled, shifted, and mildly changed in light, all as a
-    function of (seed, index, epoch). Without it they are letterboxed to `image_size` only.
+    With `augment`, pictures are mirrored (sides swapped in every label), scaled, shifted, and mildly changed in light, and half
+    of the objects get a random colour without a name, all as a function of (seed, index, epoch). Without it they are letterboxed only.
     """
 
     def __init__(self, folder: str | Path, *, image_size: int = 192, augment: bool = False, seed: int = 0, limit: int | None = None):
@@ -47,6 +47,7 @@ class DetectionScenes:
         view = letterbox((image.shape[1], image.shape[0]), self.image_size)
         if self.augment:
             rng = np.random.default_rng([self.seed, epoch, index])
+            image, record = recolour(rng, image, ids, record)
             if rng.random() < 0.5:
                 image, ids, record = image[:, ::-1], _SWAP[ids[:, ::-1]], mirrored(record)
             view = view.then(random_view(rng, self.image_size))
@@ -84,6 +85,23 @@ def mirrored(record: dict[str, Any]) -> dict[str, Any]:
     holders = [sorted(other[side] for side in thing["held_by"]) for thing in record["objects"]]
     objects = [o | {"bbox_xyxy": box(o["bbox_xyxy"]), "held_by": by} for o, by in zip(record["objects"], holders, strict=True)]
     return record | {"hands": sorted(hands, key=lambda hand: hand["side"]), "objects": objects}
+
+
+def recolour(rng: np.random.Generator, image: np.ndarray, ids: np.ndarray, record: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Paints half of the objects in a random colour, shading kept; their colour becomes None, which teaches nothing.
+
+    A split has only some of the pairs of name and colour, so without this a network names shapes by their colour.
+    """
+    image, objects = image.copy(), list(record["objects"])
+    for k, thing in enumerate(objects):
+        if rng.random() < 0.5:
+            where = ids == FIRST_OBJECT + k
+            light = image[where].mean(-1, keepdims=True)
+            if len(light):
+                tinted = light / max(float(np.median(light)), 25.0) * rng.uniform(15, 245, 3)
+                image[where] = np.clip(tinted, 0, 255).astype(np.uint8)
+                objects[k] = thing | {"colour": None}
+    return image, record | {"objects": objects}
 
 
 def random_view(rng: np.random.Generator, size: int) -> View:
@@ -158,5 +176,6 @@ def _cells(record: dict[str, Any], ids: np.ndarray, seen: list[tuple[np.ndarray,
         known = seen[k][1] == 1
         score[mine] = centre[mine] if known else -1
         box[mine] = seen[k][0]
-        name[mine], colour[mine] = (NAMES.index(thing["name"]), COLOURS.index(thing["colour"])) if known else (-1, -1)
+        name[mine] = NAMES.index(thing["name"]) if known else -1
+        colour[mine] = COLOURS.index(thing["colour"]) if known and thing["colour"] is not None else -1
     return {"cell_score": score, "cell_box": box, "cell_name": name, "cell_colour": colour}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.synthetic.detection import DetectionScenes, labels, mirrored, random_view
+from data.synthetic.detection import DetectionScenes, labels, mirrored, random_view, recolour
 from data.synthetic.factors import COLOURS, NAMES
 from pose_tools.small_detector import LABELS
 from pose_tools.small_detector_losses import IGNORE
@@ -97,6 +97,23 @@ def test_labels_move_with_the_view():
             box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) * 4
             covered = i == 0  # the held object lies on the hand's upper edge
             assert (np.abs(box - moved["boxes"][i])[[0, 2, 3] if covered else slice(None)] <= 4.01).all()
+
+
+def test_recolouring_touches_painted_objects_only_and_unlearns_their_colour():
+    rng, ids = np.random.default_rng(0), ids_of(RECORD)
+    image = rng.integers(60, 200, (192, 192, 3), dtype=np.uint8)
+    painted = set()
+    for _ in range(8):
+        new, record = recolour(rng, image, ids, RECORD)
+        assert np.array_equal(new[ids < 10], image[ids < 10])
+        sample = labels(record, ids, View.identity((192, 192)))
+        for k, thing in enumerate(record["objects"]):
+            where = ids == 10 + k
+            assert np.array_equal(new[where], image[where]) == (thing["colour"] is not None)
+            mine = sample["cell_name"] == NAMES.index(thing["name"])
+            assert mine.any() and ((sample["cell_colour"][mine] == -1) == (thing["colour"] is None)).all()
+            painted |= {k} if thing["colour"] is None else set()
+    assert painted == {0, 1, 2} and RECORD["objects"][0]["colour"] == "red"
 
 
 def test_what_leaves_the_picture_is_not_there():
