@@ -19,7 +19,7 @@ from vlm.training_settings import FinetuneSettings
 
 def make_world(folder: Path, count: int = 12) -> Path:
     """A folder of small synthetic scenes."""
-    list(make_scenes(folder, Settings("train", seed=7, size=96), count))
+    list(make_scenes(folder, Settings("train", seed=7, size=(96, 96)), count))
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,23 @@ class HandVLMProcessor(ProcessorMixin):
         encoded = [self.encode_conversation(conversation, tools, for_training=True, reuse=None) for conversation in conversations[:1]]
         encoded += [self.encode_conversation(conversation, tools, for_training=True, reuse=encoded[0]) for conversation in conversations[1:]]
         row = pack([(one.input_ids, one.labels) for one in encoded])
-        slots = {self.image_token_id, *self.pose_token_ids.values()}
-        if any(token in slots and branch for token, branch in zip(row["input_ids"], row["branches"])):
-            raise SampleError("cannot pack: the conversations do not open with the same pictures and poses in the same order")
-        return row | {"encoded": encoded[0]}
+        if self.image_token_id in (token for token, branch in zip(row["input_ids"], row["branches"]) if branch):
+            raise SampleError("cannot pack: the conversations do not open with the same pictures")
+        return row | {"encoded": replace(encoded[0], poses=self._packed_poses(row, encoded))}
+
+    def _packed_poses(self, row: Row, encoded: Sequence[Encoded]) -> dict[str, list[np.ndarray]]:
+        """Pose features in the order of a row's slots: the prefix's once, then those that each conversation goes on to bring."""
+        prefix = [token for token, branch in zip(row["input_ids"], row["branches"]) if branch == 0]
+        poses: dict[str, list[np.ndarray]] = {}
+        for name, token in self.pose_token_ids.items():
+            shared = prefix.count(token) // self.pose_encoders[name]["n_tokens"]
+            found = [one.poses.get(name, []) for one in encoded]
+            if any(not np.array_equal(a, b, equal_nan=True) for other in found[1:] for a, b in zip(found[0][:shared], other[:shared])):
+                raise SampleError(f"cannot pack: the conversations open with different {name} tokens")
+            ordered = found[0][:shared] + [features for each in found for features in each[shared:]]
+            if ordered:
+                poses[name] = ordered
+        return poses
 
     def collate_packed(self, rows: Sequence[Row]) -> BatchFeature:
         """Packed rows → a training batch with `position_ids` and the block mask."""

@@ -76,7 +76,7 @@ class TrainingRows(Dataset):
     def __init__(self, settings: DataSettings, processor: Any, *, seed: int, length: int) -> None:
         self.settings, self.processor, self.seed, self.length = settings, processor, seed, length
         self.datasets = {dataset.name or dataset.kind: dataset for dataset in settings.datasets}
-        self.groups = {name: _open(dataset, seed) for name, dataset in self.datasets.items()}
+        self.groups = {name: self._open(dataset) for name, dataset in self.datasets.items()}
         sizes = {name: len(groups) for name, groups in self.groups.items()}
         weights = {name: d.weight for name, d in self.datasets.items() if d.weight is not None}
         self.mixture = Mixture(sizes, weights or None, seed=seed)
@@ -135,18 +135,25 @@ class TrainingRows(Dataset):
                 return f"sample {sample.id!r} ({sample.source.dataset})"
         return "samples " + ", ".join(repr(sample.id) for sample in samples)
 
+    def _open(self, dataset: DatasetSettings) -> Groups:
+        options = dict(dataset.options)
+        if dataset.kind == "tool_dialogues":
+            options.setdefault("detector", self.settings.detector)
+        return open_groups(
+            dataset.kind, dataset.path, seed=self.seed, split=dataset.split, kinds=dataset.kinds, limit=dataset.limit, options=options
+        )
+
     def _read_detections(self) -> dict[str, Mapping[str, np.ndarray]]:
-        wanted = {name: dataset for name, dataset in self.datasets.items() if dataset.pose_tokens}
-        if not wanted or self.processor is None:
-            return {}
-        known = sorted(self.processor.pose_encoders)
-        if self.settings.pose_encoder not in known:
+        """Detections of the pictures whose rows need them, made now where they are not kept yet."""
+        from data.detections import cached_detections
+
+        wanted = {name: d for name, d in self.datasets.items() if d.pose_tokens or d.kind == "tool_dialogues"}
+        known = sorted(self.processor.pose_encoders) if self.processor is not None else [self.settings.pose_encoder]
+        if self.settings.pose_encoder not in known and any(dataset.pose_tokens for dataset in wanted.values()):
             raise SettingsError(
                 f"pose_tokens are asked for, but the model has no encoder {self.settings.pose_encoder!r} "
                 f"(it has: {', '.join(known) or 'none'}); build the model with it, or set pose_tokens: false"
             )
-        from data.detections import cached_detections
-
         detector = self.settings.detector
         return {name: cached_detections(d.path, self.groups[name].pictures(), detector=detector) for name, d in wanted.items()}
 
@@ -203,12 +210,6 @@ def _show_tokens(ids: list[int], labels: list[int], slots: Mapping[int, str], pr
         text += f"【{piece}】" if learnt else piece
         start = end
     return text.replace("\n", "⏎")
-
-
-def _open(dataset: DatasetSettings, seed: int) -> Groups:
-    return open_groups(
-        dataset.kind, dataset.path, seed=seed, split=dataset.split, kinds=dataset.kinds, limit=dataset.limit, options=dataset.options
-    )
 
 
 def _choose(samples: list[Sample], count: int | None, generator: np.random.Generator) -> list[Sample]:

@@ -149,3 +149,29 @@ def test_data_sets_that_cannot_be_read_say_so(world, tmp_path) -> None:
         lines[1]
     with pytest.raises(DatasetError, match=r"scenes.jsonl: no such file"):
         open_groups("synthetic_referral", tmp_path / "..")
+
+
+@pytest.mark.parametrize("kind", ["synthetic_referral", "tool_dialogues"])
+def test_packed_samples_are_learnt_as_if_each_stood_alone(kind, world, detector) -> None:
+    model, processor = tiny("small")
+    dataset = DatasetSettings(kind, str(world), pose_tokens=kind == "synthetic_referral")
+    dataset.options = {"encoders": ["detection"]} if kind == "tool_dialogues" else {}
+    some = TrainingRows(DataSettings([dataset], detector=str(detector), pose_dropout=0.0), processor, seed=0, length=2)
+    samples, name, generator = some.draw(1)
+    together = some.pack(samples, name, generator)
+    alone = [some.pack([sample], name, generator) for sample in samples]
+    assert together["input_ids"].count(processor.pose_token_ids["detection"]) == (2 if kind == "synthetic_referral" else 6)
+
+    def loss(rows: list) -> float:
+        batch = processor.collate_packed(rows)
+        return float(model(**batch, num_items_in_batch=1).loss)
+
+    assert loss([together]) == pytest.approx(sum(loss([row]) for row in alone), rel=1e-5)
+    assert loss([together, *alone]) == pytest.approx(2 * loss([together]), rel=1e-5)
+
+
+def test_different_pose_tokens_do_not_share_a_prefix(world, processor) -> None:
+    samples, _, _ = rows(world, processor).draw(0)
+    conversations = [with_pose(sample.messages, "detection", np.full((1, 11), k, np.float32)) for k, sample in enumerate(samples[:2])]
+    with pytest.raises(SampleError, match="open with different detection tokens"):
+        processor.pack(conversations)
