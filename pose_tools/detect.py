@@ -4,8 +4,9 @@
 MediaPipe's palm and landmark networks, for photographs (`mediapipe_hands.py`); they are fetched on request and never needed elsewhere.
 
 `auto` is `small` where MediaPipe's networks are not there. Where they are, both look, and MediaPipe is the witness of whether the
-small detector is at home in this picture: if every hand that MediaPipe finds is also found by the small one, that one answers,
-otherwise MediaPipe does. It misses four in ten synthetic hands but invents none, so that synthetic pictures keep their own detector.
+small detector is at home in this picture: if it saw every hand that MediaPipe saw, on the same side, it answers, otherwise MediaPipe
+does. On rendered pictures MediaPipe finds six hands in ten and invents few, so these keep their own detector nine times in ten; in
+photographs the small detector mostly finds something else, and MediaPipe answers.
 """
 
 from __future__ import annotations
@@ -147,13 +148,11 @@ def _mediapipe(image: np.ndarray, threshold: float | None) -> list[HandDetection
 
 
 def _trusted(small: list[HandDetection], photo: list[HandDetection]) -> list[HandDetection]:
-    """`small` where MediaPipe saw nothing else than it did, `photo` otherwise."""
-    if not photo:
-        return small
-    if not small:
-        return photo
-    overlap = box_iou([hand.bbox_xyxy for hand in photo], [hand.bbox_xyxy for hand in small])
-    return small if (overlap.max(1) >= AGREEMENT).all() else photo
+    """`small` where it saw, with its side, every hand that MediaPipe saw; `photo` otherwise."""
+    witnessed = all(
+        any(one.side == other.side and box_iou(one.bbox_xyxy, other.bbox_xyxy) >= AGREEMENT for other in small) for one in photo
+    )
+    return small if witnessed else photo
 
 
 def check_image(image: np.ndarray) -> np.ndarray:

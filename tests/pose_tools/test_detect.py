@@ -94,7 +94,7 @@ def test_mediapipe_is_the_witness():
     assert detect._trusted(small, []) == small
     assert detect._trusted(small, [hand(5)]) == small
     assert detect._trusted(small, [hand(103, "right"), hand(2)]) == small
-    for seen in ([hand(300)], [hand(5), hand(300)], [hand(30)]):
+    for seen in ([hand(300)], [hand(5), hand(300)], [hand(30)], [hand(5, "right")]):
         assert detect._trusted(small, seen) == seen
     assert detect._trusted([], [hand(5)]) == [hand(5)]
 
