@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes the synthetic world to disk: `stills` scenes with every label, or the same pictures as an HOI-QA or a FreiHAND folder.
+"""Writes the synthetic world to disk: `stills` scenes with every label, or the same world as an HOI-QA or a FreiHAND folder.
 
     python scripts/make_synthetic.py stills --out cache/synthetic --count 12000 --seed 0 --split train
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm  # noqa: E402
 
 from data.synthetic import factors, scenes  # noqa: E402
+from data.synthetic.journal import FolderError  # noqa: E402
 from data.synthetic.parallel import FolderBusyError  # noqa: E402
 
 
@@ -29,25 +32,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, required=True, help="how many pictures there shall be")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=factors.SPLITS, default="train")
-    parser.add_argument("--size", type=int, default=192, help="width and height of a picture in pixels")
+    parser.add_argument("--size", type=int, default=192, help="width and height of a picture in pixels (stills)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     if options.count < 1:
         parser.error(f"--count is {options.count}, expected at least 1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    folder, counts = _writer(options)
     try:
-        _stills(options)
-    except (scenes.SceneFolderError, FolderBusyError, OSError) as error:
+        with tqdm(total=options.count, unit="picture", desc=str(folder)) as bar:
+            for there in counts:
+                bar.update(there - bar.n)
+    except (FolderError, FolderBusyError, OSError) as error:
         print(f"make_synthetic: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _stills(options: argparse.Namespace) -> None:
+def _writer(options: argparse.Namespace) -> tuple[Path, Iterator[int]]:
+    """The folder to write and the generator that writes it."""
     folder = options.out / options.split
-    settings = scenes.Settings(options.split, options.seed, (options.size, options.size))
-    with tqdm(total=options.count, unit="picture", desc=str(folder)) as bar:
-        for there in scenes.make_scenes(folder, settings, options.count, options.workers):
-            bar.update(there - bar.n)
+    settings = scenes.Settings(options.split, options.seed, options.size)
+    return folder, scenes.make_scenes(folder, settings, options.count, options.workers)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,14 @@ def draw(seed: int, size: tuple[int, int], focal: float, up: np.ndarray, height:
     """(height, width, 3) float32 RGB 0..1: the plane `point · up = −height` (camera frame, metres) and a wall, for a focal length in pixels."""
     rng = np.random.default_rng([seed, 77])
     x, y = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5 - n / 2) / focal for n in size))
+    up, height = np.asarray(up, dtype=np.float32), np.float32(height)
     drop = -(x * up[0] + y * up[1] + up[2])
     far = drop < 0.18
     reach = height / np.maximum(drop, 0.02)
     forward = np.array([0.0, up[2], -up[1]])
     across, ahead = x * reach, (y * forward[1] + forward[2]) * reach
-    turn = rng.uniform(0, np.pi)
-    s, t = across * np.cos(turn) + ahead * np.sin(turn), ahead * np.cos(turn) - across * np.sin(turn)
+    cos, sin = np.float32(np.cos(turn := rng.uniform(0, np.pi))), np.float32(np.sin(turn))
+    s, t = across * cos + ahead * sin, ahead * cos - across * sin
     picture = _table(rng, size, s, t)
     _clutter(rng, picture)
     wall = _muted(rng) * (1 + 0.06 * noise(rng, size, (4, 4))[..., None])
@@ -44,7 +45,7 @@ def _table(rng: np.random.Generator, size: tuple[int, int], s: np.ndarray, t: np
     base, other = _muted(rng, 0.25, 0.95), _muted(rng)
     if kind == "wood":
         hue = np.array([1.0, rng.uniform(0.62, 0.82), rng.uniform(0.35, 0.6)], dtype=np.float32)
-        base = hue * rng.uniform(0.3, 0.85)
+        base = hue * np.float32(rng.uniform(0.3, 0.85))
         plank = np.floor(s / rng.uniform(0.08, 0.25))
         grain = np.sin((s + 0.02 * noise(rng, size, (3, 6))) * rng.uniform(150, 400) + plank * 7) + 0.8 * noise(rng, size, (60, 14))
         tone = 1 + 0.07 * grain + 0.10 * np.sin(plank * 12.9)

@@ -16,13 +16,15 @@ MARGIN = 0.5
 
 @dataclass(frozen=True)
 class Part:
-    """A surface of one thing: `vertices` (V, 3) metres and `normals` (V, 3), camera frame, `faces` (F, 3), `colours` (V, 3) 0..1, the `id` it has in the mask."""
+    """A surface of one thing: `vertices` (V, 3) metres and `normals` (V, 3), camera frame, `closed `faces` (F, 3), `colours` (V, 3) 0..1, the `id` it has in the mask."""
 
     id: int
     vertices: np.ndarray
     normals: np.ndarray
     faces: np.ndarray
     colours: np.ndarray
+    whole: bool = True
+    """Whether how much of it the border hides is of interest."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def draw_layer(part: Part, focal: float, size: tuple[int, int], light: Light) ->
     """The part alone, at SUPERSAMPLE times `size` (width, height) with a focal length in picture pixels; None when it lies off the picture."""
     full = np.array(size) * SUPERSAMPLE
     points = part.vertices[:, :2] / np.maximum(part.vertices[:, 2:], 0.05) * (focal * SUPERSAMPLE) + full / 2
-    low, high = -(MARGIN * full).astype(int), ((1 + MARGIN) * full).astype(int)
+    margin = (MARGIN * full).astype(int) if part.whole else 0
+    low, high = -margin, full + margin
     x1, y1 = (int(v) for v in np.clip(np.floor(points.min(0)), low, high))
     x2, y2 = (int(v) for v in np.clip(np.ceil(points.max(0)), low, high))
     if x2 - x1 < 2 or y2 - y1 < 2:
@@ -68,7 +71,7 @@ def draw_layer(part: Part, focal: float, size: tuple[int, int], light: Light) ->
     intrinsics = np.array([[focal * SUPERSAMPLE, 0, full[0] / 2 - x1], [0, focal * SUPERSAMPLE, full[1] / 2 - y1], [0, 0, 1.0]])
     drawn = rasterise(
         part.vertices, part.faces, intrinsics, (x2 - x1, y2 - y1),
-        colours=part.colours, normals=part.normals, light=light.direction, ambient=light.ambient, near=0.05,
+        colours=part.colours, normals=part.normals, light=light.direction, ambient=light.ambient, cull=True, near=0.05,
     )  # fmt: skip
     mask = drawn.face_ids >= 0
     return Layer(part, x1, y1, mask, drawn.depth, drawn.colour) if mask.any() else None

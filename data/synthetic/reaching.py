@@ -43,6 +43,27 @@ class Person:
 
 
 @dataclass(frozen=True)
+class Posed:
+    """A hand turned and bent, not yet moved: `vertices` (778, 3), `joints` (21, 3), `axes` (3, 3) columns F, N, T, MANO parameters."""
+
+    side: str
+    vertices: np.ndarray
+    joints: np.ndarray
+    axes: np.ndarray
+    mano: dict[str, list[float]]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, side: str, rotation: np.ndarray, pose: np.ndarray) -> Posed:
+        """The hand of a random shape with a right hand's `pose` (45,), turned by `rotation` (3, 3)."""
+        betas = np.clip(rng.normal(0, 0.7, 10), -2, 2)
+        orient = Rotation.from_matrix(rotation).as_rotvec()
+        # what is stored is what is posed, so labels round-trip through the hand model
+        mano = {"global_orient": orient.round(6), "hand_pose": hands.for_side(pose, side).round(6), "betas": betas.round(6)}
+        vertices, joints = hands.pose_hand(side, *mano.values(), np.zeros(3))
+        return cls(side, vertices, joints, rotation @ hands.skeleton(side).axes, {name: value.tolist() for name, value in mano.items()})
+
+
+@dataclass(frozen=True)
 class PlacedHand:
     """A posed hand before the camera with its forearm: `vertices` (778, 3) and `joints` (21, 3) metres, `axes` (3, 3) columns F, N, T."""
 
@@ -78,14 +99,13 @@ def reach_in(
     forward = np.array([cos * toward[0] - sin * toward[1], sin * toward[0] + cos * toward[1], rng.uniform(-0.25, 0.6)])
     rotation = hands.rotation_to(forward, _roll(rng, grasp is not None, rim), side)
     pose = grasp.hand_pose + rng.normal(0, 0.03, 45) if grasp else hands.free_pose(rng)
-    betas = draw_betas(rng)
-    vertices, _ = hands.pose_hand(side, Rotation.from_matrix(rotation).as_rotvec(), hands.for_side(pose, side), betas, np.zeros(3))
-    low, high = vertices[:, :2].min(0), vertices[:, :2].max(0)
+    posed = Posed.draw(rng, side, rotation, pose)
+    low, high = posed.vertices[:, :2].min(0), posed.vertices[:, :2].max(0)
     depth = frame.focal * (high - low).max() / (rng.uniform(*SHARE) * frame.short)
     if not 0.16 < depth < 0.9:
         return None
-    transl = frame.ray(centre) * depth - [*(low + high) / 2, vertices[:, 2].mean()]
-    return place(rng, frame, person, side, rotation, pose, betas, transl, entry)
+    transl = frame.ray(centre) * depth - [*(low + high) / 2, posed.vertices[:, 2].mean()]
+    return place(rng, frame, person, posed, transl, entry)
 
 
 def hold_together(rng: np.random.Generator, frame: Frame, person: Person, radius: float) -> tuple[list[PlacedHand], np.ndarray, np.ndarray] | None:
@@ -101,20 +121,13 @@ def hold_together(rng: np.random.Generator, frame: Frame, person: Person, radius
         turn = Rotation.from_rotvec(up * sign * rng.normal(0.25, 0.12)).as_matrix()
         forward = turn @ away
         axes = np.stack([forward, np.cross(up, forward) * sign, up], axis=1)
-        rotation = axes @ hands.skeleton(side).axes.T
-        pose, betas = grasp.hand_pose + rng.normal(0, 0.03, 45), draw_betas(rng)
-        _, joints = hands.pose_hand(side, Rotation.from_matrix(rotation).as_rotvec(), hands.for_side(pose, side), betas, np.zeros(3))
-        transl = middle - axes @ (grasp.point * [1, 1, 0]) - joints[9]
-        hand = place(rng, frame, person, side, rotation, pose, betas, transl, _entry(rng, frame, sign, False))
+        posed = Posed.draw(rng, side, axes @ hands.skeleton(side).axes.T, grasp.hand_pose + rng.normal(0, 0.03, 45))
+        transl = middle - posed.axes @ (grasp.point * [1, 1, 0]) - posed.joints[9]
+        hand = place(rng, frame, person, posed, transl, _entry(rng, frame, sign, False))
         if hand.vertices[:, 2].min() < 0.12:
             return None
         placed.append(hand)
     return placed, middle, up
-
-
-def draw_betas(rng: np.random.Generator) -> np.ndarray:
-    """A hand's shape (10,)."""
-    return np.clip(rng.normal(0, 0.7, 10), -2, 2)
 
 
 def _entry(rng: np.random.Generator, frame: Frame, sign: int, crossed: bool) -> np.ndarray:
@@ -132,15 +145,12 @@ def _roll(rng: np.random.Generator, holds: bool, rim: bool) -> float:
     return rng.normal(0.3, 0.4) if kind < 0.65 else rng.normal(1.2, 0.3) if kind < 0.85 else rng.normal(2.6, 0.35)
 
 
-def place(rng: np.random.Generator, frame: Frame, person: Person, side: str, rotation, pose, betas, transl, entry) -> PlacedHand:
-    """The hand with a right hand's `pose` (45,) at its place, dressed and with a forearm to `entry` (2,) pixels."""
-    orient, pose = Rotation.from_matrix(rotation).as_rotvec(), hands.for_side(pose, side)
-    # what is stored is what is posed: labels round-trip through the hand model
-    stored = {k: np.asarray(v).round(6) for k, v in (("global_orient", orient), ("hand_pose", pose), ("betas", betas), ("transl", transl))}
-    vertices, joints = hands.pose_hand(side, *stored.values())
-    axes = rotation @ hands.skeleton(side).axes
-    parts, glove = _dress(rng, frame, person, side, vertices, joints, axes, entry)
-    return PlacedHand(side, vertices, joints, axes, {k: v.tolist() for k, v in stored.items()}, glove, parts)
+def place(rng: np.random.Generator, frame: Frame, person: Person, posed: Posed, transl: np.ndarray, entry: np.ndarray) -> PlacedHand:
+    """A posed hand moved by `transl` (3,) metres, dressed and with a forearm to `entry` (2,) pixels."""
+    transl = transl.round(6)
+    vertices, joints = posed.vertices + transl, posed.joints + transl
+    parts, glove = _dress(rng, frame, person, posed.side, vertices, joints, posed.axes, entry)
+    return PlacedHand(posed.side, vertices, joints, posed.axes, {**posed.mano, "transl": transl.tolist()}, glove, parts)
 
 
 def _dress(rng: np.random.Generator, frame: Frame, person: Person, side: str, vertices, joints, axes, entry) -> tuple[tuple[draw.Part, ...], bool]:
@@ -163,7 +173,7 @@ def _dress(rng: np.random.Generator, frame: Frame, person: Person, side: str, ve
         covered = np.linalg.norm(points - start, axis=1) > person.cuff * np.linalg.norm(elbow - start)
         arm[covered] = person.sleeves
         points[covered] += arm_normals[covered] * across * rng.uniform(0.08, 0.3)
-    return (hand, draw.Part(FOREARM_IDS[side], points, arm_normals, arm_faces, arm)), glove
+    return (hand, draw.Part(FOREARM_IDS[side], points, arm_normals, arm_faces, arm, whole=False)), glove
 
 
 @lru_cache(maxsize=2)

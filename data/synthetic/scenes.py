@@ -1,16 +1,15 @@
-"""A folder of synthetic scenes: pictures, id masks, one record a line and a hashed manifest, written in order, resumed where they stop.
+"""A folder of synthetic scenes: pictures, id masks, one record a line and a hashed manifest.
 
     manifest.json  scenes.jsonl  images/000/000012.jpg  masks/000/000012.png
 
 The mask's uint8 ids: 0 background, 1 left hand, 2 right hand, 3 left forearm, 4 right forearm, 10 + k object k. A record's
-fields are those of `world.make_scene` with id, image and mask. A folder can be read while it is being written.
+fields are those of `world.make_scene` with id, image, mask and the sha256 of both files. A folder can be read while it is written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,35 +18,29 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.synthetic import factors, hands, world
-from data.synthetic.parallel import FolderBusyError, exclusive, worker_map
-from pose_tools.files import write_text
+from data.synthetic import factors, hands, journal, world
 
-__all__ = ["FolderBusyError", "SceneFolder", "SceneFolderError", "Settings", "make_scenes", "read_mask", "read_scenes"]
-
-FORMAT = 1
+FORMAT = 2
 WORLD_VERSION = 2
 """Raised whenever the same seed gives other pictures."""
 
 
-class SceneFolderError(ValueError):
-    """A folder that is not what was asked for; the message names the file and the remedy."""
-
-
 @dataclass(frozen=True)
 class Settings:
-    """What the pictures of a folder are a function of."""
+    """What the pictures of a folder are a function of; they are `size` pixels wide and high."""
 
     split: factors.Split
     seed: int = 0
-    size: tuple[int, int] = world.SIZE
+    size: int = world.SIZE[0]
 
     def manifest(self) -> dict[str, Any]:
         """The part of the manifest that must agree before a folder is continued."""
-        return {
-            "kind": "stills", "format": FORMAT, "world": WORLD_VERSION, "split": self.split, "seed": self.seed, "size": list(self.size),
-            "factors_sha256": factors.factors_hash(), "hand_sha256": hand_hash(),
-        }  # fmt: skip
+        return {"kind": "stills", "split": self.split, "seed": self.seed, "size": self.size, **world_version()}
+
+
+def world_version() -> dict[str, Any]:
+    """What decides, beside split, seed and size, how pictures look: for manifests."""
+    return {"format": FORMAT, "world": WORLD_VERSION, "factors_sha256": factors.factors_hash(), "hand_sha256": hand_hash()}
 
 
 @lru_cache(maxsize=1)
@@ -64,7 +57,7 @@ def scene_id(split: str, index: int) -> str:
 
 def encode_scene(settings: Settings, index: int) -> tuple[dict[str, Any], bytes, bytes]:
     """Record, JPEG bytes and PNG bytes of one scene; a function of its arguments alone."""
-    scene = world.make_scene(settings.seed, settings.split, index, settings.size)
+    scene = world.make_scene(settings.seed, settings.split, index, (settings.size, settings.size))
     quality = int(world.picture_rng(settings.seed, settings.split, index, 10_000).integers(62, 96))
     picture = cv2.imencode(".jpg", scene.picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
     mask = cv2.imencode(".png", scene.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
@@ -73,32 +66,22 @@ def encode_scene(settings: Settings, index: int) -> tuple[dict[str, Any], bytes,
     return record, picture, mask
 
 
-def write_scene(settings: Settings, folder: Path, index: int) -> tuple[str, bytes]:
-    """Writes picture and mask of one scene; returns the record's line and the digest of both files."""
+def write_scene(settings: Settings, folder: Path, index: int) -> str:
+    """Writes picture and mask of one scene; returns the record's line."""
     record, picture, mask = encode_scene(settings, index)
-    for name, content in ((record["image"], picture), (record["mask"], mask)):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return json.dumps(record, separators=(",", ":")), hashlib.sha256(picture + mask).digest()
+    return journal.save(folder, record, {record["image"]: picture, record["mask"]: mask})
+
+
+def make_scenes(folder: str | Path, settings: Settings, count: int, workers: int = 1) -> Iterator[int]:
+    """Brings a folder to at least `count` scenes; see `journal.fill`."""
+    folder = Path(folder)
+    return journal.fill(folder, "scenes.jsonl", "manifest.json", settings.manifest(), partial(write_scene, settings, folder), count, workers)
 
 
 def read_scenes(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a folder, in order; a last line that is still being written is left out.
-
-    SceneFolderError when the folder holds no scenes.jsonl or a line of it is broken.
-    """
-    path = Path(folder) / "scenes.jsonl"
-    if not path.is_file():
-        raise SceneFolderError(f"{path} does not exist: write the folder first with scripts/make_synthetic.py stills --out {Path(folder).parent}")
-    lines = path.read_bytes().split(b"\n")[:-1]
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise SceneFolderError(f"{path}, line {number}: not JSON ({error}); delete the line and all after it, then run make_synthetic.py again") from error
-    return records
+    """The records of a folder, in order. `journal.FolderError` when it holds no scenes.jsonl or a line of it is broken."""
+    folder = Path(folder)
+    return journal.read_lines(folder / "scenes.jsonl", f"write the folder first with scripts/make_synthetic.py stills --out {folder.parent}")
 
 
 def read_mask(record: dict[str, Any], folder: str | Path) -> np.ndarray:
@@ -106,88 +89,5 @@ def read_mask(record: dict[str, Any], folder: str | Path) -> np.ndarray:
     path = Path(folder) / record["mask"]
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if mask is None:
-        raise SceneFolderError(f"{path} is missing or not a picture; run make_synthetic.py again into a new folder")
+        raise journal.FolderError(f"{path} is missing or not a picture; write the folder again with scripts/make_synthetic.py")
     return mask
-
-
-class SceneFolder:
-    """Appends scenes to a folder in order. After a break it goes on behind the last complete record."""
-
-    def __init__(self, folder: str | Path, settings: Settings) -> None:
-        self.folder, self.settings = Path(folder), settings
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_manifest()
-        self.count, self._pictures, self._lines = self._recover()
-
-    def _check_manifest(self) -> None:
-        path = self.folder / "manifest.json"
-        wanted = self.settings.manifest()
-        if path.is_file():
-            there = json.loads(path.read_text())
-            differing = [k for k, v in wanted.items() if there.get(k) != v]
-            if differing:
-                got = ", ".join(f"{k} {there.get(k)!r} (asked for {wanted[k]!r})" for k in differing)
-                raise SceneFolderError(f"{path} belongs to other scenes: {got}; choose another --out or delete the folder")
-        else:
-            write_json(path, {**wanted, "count": 0, "complete": False})
-
-    def _recover(self) -> tuple[int, Any, Any]:
-        """Cuts a half-written last line off and hashes what is there."""
-        path = self.folder / "scenes.jsonl"
-        pictures, text = hashlib.sha256(), hashlib.sha256()
-        content = path.read_bytes() if path.is_file() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        lines = whole.split(b"\n")[:-1]
-        for line in lines:
-            record = json.loads(line)
-            pictures.update(hashlib.sha256((self.folder / record["image"]).read_bytes() + (self.folder / record["mask"]).read_bytes()).digest())
-        text.update(whole)
-        return len(lines), pictures, text
-
-    def extend(self, written: Iterable[tuple[str, bytes]], target: int) -> Iterator[int]:
-        """Appends what `write_scene` returned for scene `count` and those after it; yields the new count each time."""
-        with (self.folder / "scenes.jsonl").open("ab") as file:
-            for line, digest in written:
-                content = line.encode() + b"\n"
-                file.write(content)
-                file.flush()
-                self.count += 1
-                self._lines.update(content)
-                self._pictures.update(digest)
-                if self.count % 1000 == 0:
-                    self.write_manifest(target)
-                yield self.count
-        self.write_manifest(target)
-
-    def write_manifest(self, target: int) -> None:
-        """Count and hashes of what is there now."""
-        write_json(
-            self.folder / "manifest.json",
-            {
-                **self.settings.manifest(), "count": self.count, "complete": self.count >= target,
-                "scenes_sha256": self._lines.hexdigest(), "pictures_sha256": self._pictures.hexdigest(),
-            },
-        )  # fmt: skip
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1))
-
-
-def make_scenes(folder: str | Path, settings: Settings, count: int, workers: int = 1) -> Iterator[int]:
-    """Brings a folder to at least `count` scenes; yields the number there is after each one, starting with what was there.
-
-    The result does not depend on `workers` nor on how often it was stopped. SceneFolderError when another process is writing the folder.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder):
-        there = SceneFolder(folder, settings)
-        yield there.count
-        if there.count < count:
-            with worker_map(partial(write_scene, settings, folder), range(there.count, count), workers) as written:
-                yield from there.extend(written, count)
