@@ -32,9 +32,10 @@ def describe(
     """The tool's result for detections that are there already, in picture number `image` of `size` (width, height)."""
     best = {side: detect.best_of_side(hands, side) for side in (SIDES if hand == "both" else (hand,))}
     found = [one for one in best.values() if one is not None]
+    records = {side: _record(one) for side, one in best.items()}
     return ToolResult(
-        data={"image": image, "image_size": list(size), "hands": {side: _record(one) for side, one in best.items()}},
-        text=_text({side: one.bbox_xyxy if one else None for side, one in best.items()}, size),
+        data={"image": image, "image_size": list(size), "hands": records},
+        text=_text({side: one["bbox_xyxy"] if one else None for side, one in records.items()}, size),
         tokens={"detection": detect.detection_tokens(found)},
         confidence=min((one.score for one in found), default=None),
     )
