@@ -14,7 +14,7 @@ from os.path import commonprefix
 from typing import Any
 
 from vlm.jinja_template import JinjaTemplate, TemplateProblem, Turn
-from vlm.pieces import Piece, markers
+from vlm.pieces import Markers, Piece, markers
 
 Span = tuple[int, int]
 Found = list[tuple[int, Any]]
@@ -34,10 +34,9 @@ def chat_pieces(
 
     `write` gives the text of an assistant turn's parts; `tools` are JSON schemas. Raises TemplateProblem.
     """
-    template = JinjaTemplate.of(tokenizer, tools)
-    signs = Signs(messages)
+    template, table, signs = JinjaTemplate.of(tokenizer, tools), markers(tokenizer), Signs(messages)
     turns = [
-        {"role": message["role"], "content": _content(message, number, tokenizer, signs, write), "number": number}
+        {"role": message["role"], "content": _content(message, number, table, signs, write), "number": number}
         for number, message in enumerate(messages)
     ]
     turns, schemas = template.adapt(turns, tools)
@@ -47,10 +46,10 @@ def chat_pieces(
     if generated is not None:  # the template itself says what the model writes
         spans = [(len(signs.split(rendered[:start])[0]), len(signs.split(rendered[:end])[0])) for start, end in generated]
     else:
-        special = markers(tokenizer).special
         answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
-        spans = [_answer_span(turns, number, schemas, template, signs, (text, found), special) for number in answers]
-    return _cut(text, found, spans, markers(tokenizer).pattern)
+        whole = {thing: place for place, thing in found if isinstance(thing, Edge)}, text
+        spans = [_answer_span(turns, number, schemas, template, signs, whole, table.special) for number in answers]
+    return _cut(text, found, spans, table.pattern)
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,9 @@ class Signs:
         return "".join([*parts, text[end:]]), found
 
 
-def _content(message: dict[str, Any], number: int, tokenizer: Any, signs: Signs, write: Callable[[list[dict[str, Any]]], str]) -> str:
+def _content(message: dict[str, Any], number: int, table: Markers, signs: Signs, write: Callable[[list[dict[str, Any]]], str]) -> str:
     """A message's content as one string with signs; blanks around it are dropped, as most templates do."""
-    table, role = markers(tokenizer), message["role"]
+    role = message["role"]
     if role == "assistant":
         text = table.special.sub(lambda m: m[0] if INTERFACE.fullmatch(m[0]) else signs.mark(Quoted(m[0])), write(message["content"]))
     else:
@@ -123,12 +122,17 @@ def _check_complete(messages: Sequence[dict[str, Any]], found: Found) -> None:
 
 
 def _answer_span(
-    turns: list[Turn], number: int, schemas: Any, template: JinjaTemplate, signs: Signs, whole: tuple[str, Found], special: re.Pattern[str]
+    turns: list[Turn],
+    number: int,
+    schemas: Any,
+    template: JinjaTemplate,
+    signs: Signs,
+    whole: tuple[dict[Edge, int], str],
+    special: re.Pattern[str],
 ) -> Span:
     """Where an answer stands in the whole text: from the end of the prompt that would ask for it to the token that ends its turn."""
-    text, found = whole
+    places, text = whole
     begin, end = (Edge(turns[number]["number"], "assistant", end=is_end) for is_end in (False, True))
-    places = {thing: place for place, thing in found if isinstance(thing, Edge)}
     close = places[end]
     start = places.get(begin, close)
     prompt = template.try_render(turns[:number], schemas, add_generation_prompt=True)

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-IGNORED = -100
-
+from vlm.packing import IGNORED
 
 @dataclass(frozen=True)
 class Piece:
@@ -31,12 +30,15 @@ class Piece:
     strips: bool = False
 
 
+Lead = tuple[str, list[int]]
+
+
 @dataclass(frozen=True)
 class Markers:
     """The markers of a vocabulary: `pattern` finds them in a text, the sets name those that swallow blanks on a side.
 
     Markers are the special tokens and the added ones in angle brackets; other added tokens (numbers, words) are text.
-    `anchor` is one that swallows nothing, or None; `text_lead` is what stands for text before a text (see `_encode_after`).
+    `after_marker`, `after_text`: what is put before a text behind a marker or behind a text, with its ids (see `_encode_after`).
     """
 
     size: int
@@ -44,8 +46,8 @@ class Markers:
     special: re.Pattern[str]
     strip_left: frozenset[str]
     strip_right: frozenset[str]
-    anchor: str | None
-    text_lead: str
+    after_marker: Lead | None
+    after_text: Lead
 
 
 _MARKERS: WeakKeyDictionary[Any, Markers] = WeakKeyDictionary()
@@ -61,11 +63,18 @@ def markers(tokenizer: Any) -> Markers:
         names = [token.content for token in added]
         special = {token.content for token in added if token.special}
         anchor = next((name for name in names if name in special and name not in left | right), None)
-        # Behind a marker some tokenizers start a word, others do not; behind a line break none does.
-        starts_word = anchor is not None and _ids_after(anchor, "a", tokenizer) != _ids_after("\n", "a", tokenizer)
-        text_lead = "\n" if starts_word or anchor is None else anchor
-        found = _MARKERS[tokenizer] = Markers(len(tokenizer), any_of(names), any_of(special), left, right, anchor, text_lead)
+        marker_lead, text_lead = _leads(anchor, tokenizer)
+        found = _MARKERS[tokenizer] = Markers(len(tokenizer), any_of(names), any_of(special), left, right, marker_lead, text_lead)
     return found
+
+
+def _leads(anchor: str | None, tokenizer: Any) -> tuple[Lead | None, Lead]:
+    """Behind a marker some tokenizers start a word, others do not; behind a line break none does."""
+    line: Lead = ("\n", tokenizer.encode("\n", add_special_tokens=False))
+    if anchor is None:
+        return None, line
+    marker: Lead = (anchor, tokenizer.encode(anchor, add_special_tokens=False))
+    return marker, marker if _ids_after(marker, "a", tokenizer) == _ids_after(line, "a", tokenizer) else line
 
 
 def any_of(words: Iterable[str]) -> re.Pattern[str]:
@@ -84,7 +93,8 @@ def encode(
     input_ids: list[int] = []
     labels: list[int] = []
     before: str | None = None
-    for piece in _strip_blanks(_known(pieces, tokenizer), markers(tokenizer)):
+    table = markers(tokenizer)
+    for piece in _strip_blanks(_known(pieces, tokenizer), table):
         if piece.kind == "media":
             if media_ids is None:
                 raise ValueError(f"a part of type {piece.value.get('type')!r} has no ids: give encode the function media_ids(piece)")
@@ -92,7 +102,7 @@ def encode(
         elif piece.kind == "special":
             ids = [tokenizer.convert_tokens_to_ids(piece.value)]
         else:
-            ids = _encode_text(piece.value, tokenizer, before if piece.joined else None)
+            ids = _encode_text(piece.value, tokenizer, table, before if piece.joined else None)
         input_ids += ids
         labels += ids if piece.supervised and piece.kind != "media" else [IGNORED] * len(ids)
         before = piece.kind
@@ -137,36 +147,35 @@ def _strip_blanks(pieces: Iterable[Piece], table: Markers) -> list[Piece]:
     return kept
 
 
-def _encode_text(text: str, tokenizer: Any, before: str | None) -> list[int]:
+def _encode_text(text: str, tokenizer: Any, table: Markers, before: str | None) -> list[int]:
     """Ids of a plain text; markers in it are cut in two, so that the tokenizer does not see them.
 
     `before`: what the text continues: "text", another kind of piece, or None for a string of its own.
     """
     ids: list[int] = []
-    start, pattern = 0, markers(tokenizer).pattern
+    start = 0
     while start < len(text):
-        found = pattern.search(text, start)
+        found = table.pattern.search(text, start)
         # A marker of one character cannot be cut; it is a letter of the vocabulary like any other.
         end = found.start() + 1 if found else len(text)
-        ids += _encode_after(text[start:end], tokenizer, before)
+        ids += _encode_after(text[start:end], tokenizer, table, before)
         start, before = end, "text"
     return ids
 
 
-def _encode_after(text: str, tokenizer: Any, before: str | None) -> list[int]:
+def _encode_after(text: str, tokenizer: Any, table: Markers, before: str | None) -> list[int]:
     """Ids of a text without markers, as the tokenizer would give them behind another text, behind a marker or picture, or alone.
 
     Tokenizers take whole strings only, and some put a blank before the first word. So something that does not grow together with
     the text is put before it, and its ids are dropped again.
     """
-    table = markers(tokenizer)
-    lead = None if before is None else table.text_lead if before == "text" else table.anchor
+    lead = None if before is None else table.after_text if before == "text" else table.after_marker
     ids = _ids_after(lead, text, tokenizer) if lead is not None else None
     return tokenizer.encode(text, add_special_tokens=False) if ids is None else ids
 
 
-def _ids_after(lead: str, text: str, tokenizer: Any) -> list[int] | None:
+def _ids_after(lead: Lead, text: str, tokenizer: Any) -> list[int] | None:
     """The ids of `text` behind `lead`, or None where the two grew together."""
-    lead_ids = tokenizer.encode(lead, add_special_tokens=False)
-    ids = tokenizer.encode(lead + text, add_special_tokens=False)
+    words, lead_ids = lead
+    ids = tokenizer.encode(words + text, add_special_tokens=False)
     return ids[len(lead_ids) :] if ids[: len(lead_ids)] == lead_ids else None

@@ -14,7 +14,8 @@ from data.sample import SampleError, assistant, text, user
 from pose_tools.tool import schemas
 from pose_tools.views import View
 from tests.vlm.chat_templates import FIXTURES, QWEN, byte_level, sentencepiece, tokenizers
-from vlm.pieces import IGNORED, markers
+from vlm.packing import IGNORED
+from vlm.pieces import markers
 from vlm.templates import Piece, TemplateProblem, encode, render
 
 IMAGE = {"type": "image", "image": "x.jpg"}
