@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from vlm.packing import IGNORED
 
+
 @dataclass(frozen=True)
 class Piece:
     """One run of a rendered conversation.
