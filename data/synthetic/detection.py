@@ -88,19 +88,19 @@ def mirrored(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def recolour(rng: np.random.Generator, image: np.ndarray, ids: np.ndarray, record: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Paints half of the objects in a random colour, shading kept; their colour becomes None, which teaches nothing.
+    """Paints half of the objects in a random colour, shading kept. These teach their name only, the others their colour only.
 
-    A split has only some of the pairs of name and colour, so without this a network names shapes by their colour.
+    A split has only some of the pairs of name and colour, so a network that sees both at once tells shapes by their colour.
     """
     image, objects = image.copy(), list(record["objects"])
     for k, thing in enumerate(objects):
-        if rng.random() < 0.5:
-            where = ids == FIRST_OBJECT + k
+        where = ids == FIRST_OBJECT + k
+        paint = rng.random() < 0.5 and where.any()
+        objects[k] = thing | ({"colour": None} if paint else {"name": None})
+        if paint:
             light = image[where].mean(-1, keepdims=True)
-            if len(light):
-                tinted = light / max(float(np.median(light)), 25.0) * rng.uniform(15, 245, 3)
-                image[where] = np.clip(tinted, 0, 255).astype(np.uint8)
-                objects[k] = thing | {"colour": None}
+            tinted = light / max(float(np.median(light)), 25.0) * rng.uniform(15, 245, 3)
+            image[where] = np.clip(tinted, 0, 255).astype(np.uint8)
     return image, record | {"objects": objects}
 
 
@@ -176,6 +176,6 @@ def _cells(record: dict[str, Any], ids: np.ndarray, seen: list[tuple[np.ndarray,
         known = seen[k][1] == 1
         score[mine] = centre[mine] if known else -1
         box[mine] = seen[k][0]
-        name[mine] = NAMES.index(thing["name"]) if known else -1
+        name[mine] = NAMES.index(thing["name"]) if known and thing["name"] is not None else -1
         colour[mine] = COLOURS.index(thing["colour"]) if known and thing["colour"] is not None else -1
     return {"cell_score": score, "cell_box": box, "cell_name": name, "cell_colour": colour}

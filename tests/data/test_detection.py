@@ -99,7 +99,7 @@ def test_labels_move_with_the_view():
             assert (np.abs(box - moved["boxes"][i])[[0, 2, 3] if covered else slice(None)] <= 4.01).all()
 
 
-def test_recolouring_touches_painted_objects_only_and_unlearns_their_colour():
+def test_an_object_teaches_its_colour_or_when_repainted_its_name():
     rng, ids = np.random.default_rng(0), ids_of(RECORD)
     image = rng.integers(60, 200, (192, 192, 3), dtype=np.uint8)
     painted = set()
@@ -107,12 +107,13 @@ def test_recolouring_touches_painted_objects_only_and_unlearns_their_colour():
         new, record = recolour(rng, image, ids, RECORD)
         assert np.array_equal(new[ids < 10], image[ids < 10])
         sample = labels(record, ids, View.identity((192, 192)))
-        for k, thing in enumerate(record["objects"]):
-            where = ids == 10 + k
-            assert np.array_equal(new[where], image[where]) == (thing["colour"] is not None)
-            mine = sample["cell_name"] == NAMES.index(thing["name"])
-            assert mine.any() and ((sample["cell_colour"][mine] == -1) == (thing["colour"] is None)).all()
-            painted |= {k} if thing["colour"] is None else set()
+        taught = {(k, c) for k, c in zip(sample["cell_name"].tolist(), sample["cell_colour"].tolist(), strict=True)} - {(-1, -1)}
+        expected = set()
+        for k, thing in enumerate(RECORD["objects"]):
+            same = np.array_equal(new[ids == 10 + k], image[ids == 10 + k])
+            expected.add((-1, COLOURS.index(thing["colour"])) if same else (NAMES.index(thing["name"]), -1))
+            painted |= set() if same else {k}
+        assert taught == expected
     assert painted == {0, 1, 2} and RECORD["objects"][0]["colour"] == "red"
 
 
