@@ -10,20 +10,24 @@ import torch
 from pose_tools.views import View
 from vlm.answers import BoxAnswer, NoneAnswer, TextAnswer, parse
 from vlm.evaluation.scoring import Reply
+from vlm.templates import STOP_STRINGS
 
 
 class Asker:
     """Greedy answers of a model, a batch at a time; `tools` are offered to it as schemas."""
 
     def __init__(self, model: Any, processor: Any, *, tools: Sequence[dict[str, Any]] | None = None, max_new_tokens: int = 64) -> None:
-        self.model, self.processor, self.tools, self.max_new_tokens = model.eval(), processor, tools, max_new_tokens
+        self.model, self.processor, self.tools = model.eval(), processor, tools
+        self.generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        if stops := STOP_STRINGS.get(processor.template):
+            self.generation |= {"stop_strings": list(stops), "tokenizer": processor.tokenizer}
 
     def texts(self, conversations: Sequence[list[dict[str, Any]]]) -> tuple[list[str], list[list[View]]]:
         """The new text of every conversation, and the views of its pictures."""
         batch = self.processor(list(conversations), tools=self.tools)
         moved = batch.to(self.model.device)
         with torch.inference_mode():
-            output = self.model.generate(**moved, max_new_tokens=self.max_new_tokens, do_sample=False)
+            output = self.model.generate(**moved, **self.generation)
         return self.processor.decode_answers(output, moved), batch["views"]
 
     def __call__(self, conversations: Sequence[list[dict[str, Any]]]) -> list[Reply]:

@@ -57,11 +57,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return _whole_records(path)[0]
 
 
-def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records, and the length in bytes of the part of the file that holds them."""
+def _whole_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The records, and where in the file each starts, in bytes; at the end of that list, where the last one ends."""
+    records: list[dict[str, Any]] = []
+    starts = [0]
     if not path.exists():
-        return [], 0
-    records, whole = [], 0
+        return records, starts
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
@@ -71,12 +72,12 @@ def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
             complete = False
         if complete:
             records.append(record)
-            whole += len(line)
+            starts.append(starts[-1] + len(line))
         elif number < len(lines):
             raise RecordsError(
                 f"{path}, line {number}: not a json record with an 'id': {line[:60]!r}. Delete that line, or the file, and run again"
             )
-    return records, whole
+    return records, starts
 
 
 def append_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -128,17 +129,20 @@ def complete(
 ) -> dict[str, dict[str, Any]]:
     """Answer every item that has no record yet, batch by batch, appending to `path`; returns all records by item id.
 
-    `answer` takes up to `batch_size` items and returns one json-able record for each; "id" is added here. Items keep their
-    order, so a run that was cut and taken up again writes the same file as one that was not. Call under `single_writer`.
+    `answer` takes up to `batch_size` items and returns one json-able record for each; "id" is added here. Items keep their order,
+    and a batch that was cut is asked again whole (a reply may depend, in its last bits, on its batch): so a run that was cut and
+    taken up again writes the same file as one that was not. Call under `single_writer`.
     """
     keys = [key(item) for item in items]
     if len(set(keys)) != len(keys):
         twice = next(k for k in keys if keys.count(k) > 1)
         raise RecordsError(f"{path}: two questions share the id {twice!r}; ids must be unique")
-    records, whole = _whole_records(path)
-    if path.exists() and path.stat().st_size > whole:
-        logger.warning("%s: dropping a half-written last line", path)
-        os.truncate(path, whole)
+    records, starts = _whole_records(path)
+    kept = len(records) if len(records) >= len(items) else len(records) // batch_size * batch_size
+    if path.exists() and path.stat().st_size > starts[kept]:
+        logger.warning("%s: going on behind record %d, where the last whole batch ended", path, kept)
+        os.truncate(path, starts[kept])
+        records = records[:kept]
     done = {record["id"]: record for record in records}
     todo = [item for item, name in zip(items, keys) if name not in done]
     path.parent.mkdir(parents=True, exist_ok=True)

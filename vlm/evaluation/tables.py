@@ -48,7 +48,7 @@ def share(values: Sequence[float | bool], clusters: Sequence[str], interval: boo
     if not len(values):
         return Measure(None)
     numbers = np.asarray(values, dtype=float)
-    if not interval:
+    if not interval or len(set(clusters)) < 2:
         return Measure(float(numbers.mean()))
     low, high = clustered_interval(numbers, clusters, level=0.95, seed=0)
     return Measure(float(numbers.mean()), float(low), float(high))
