@@ -18,8 +18,8 @@ from vlm.training_settings import FinetuneSettings
 
 
 def make_world(folder: Path, count: int = 12) -> Path:
-    """A folder of small synthetic scenes."""
-    list(make_scenes(folder, Settings("train", seed=7, size=(96, 96)), count))
+    """A folder of synthetic scenes."""
+    list(make_scenes(folder, Settings("train", seed=7), count))
     return folder
 
 
@@ -52,6 +52,7 @@ def settings(output: Path, base: Path, world: Path, data: dict[str, Any] | None 
         "log_every": 1,
         "save_every": 2,
         "tensorboard": False,
+        "tokenizer_rows": 10,
         "optimizer": {"lr": 1e-2, "epsilon": 1e-3, "warmup_steps": 1, **changes.pop("optimizer", {})},
         **changes,
     }

@@ -175,32 +175,32 @@ def optimizer_groups(model: nn.Module, settings: PartsSettings, prefix: str, lr:
     ]
 
 
-def plan(model: nn.Module, settings: PartsSettings, prefix: str, lr: float, new_rows: dict[str, int] | None = None) -> list[PartRow]:
-    """The freeze plan as it really is in `model`; `new_rows` counts the trainable rows of parts in that mode."""
-    total, trainable, dtypes = (dict.fromkeys(PARTS, value) for value in (0, 0, ()))
-    widths = {}
+def plan(model: nn.Module, settings: PartsSettings, prefix: str, lr: float, processor: Any) -> list[PartRow]:
+    """The freeze plan as it really is in `model`, which `apply_parts` or `vlm.adapters.add_lora` has prepared."""
+    total, trainable, dtypes = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0), {part: set[str]() for part in PARTS}
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for name, parameter in model.named_parameters():
         if ".original_module." in name:  # peft trains a copy and keeps the original beside it
             continue
         part = part_of(name, prefix)
-        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty shells
+        size = _size(parameter)
         total[part] += size
-        trainable[part] += size if parameter.requires_grad else 0
-        widths[part] = parameter.shape[-1] if parameter.dim() else 1
-        kind = str(parameter.dtype).removeprefix("torch.")
-        if kind not in dtypes[part] and (parameter.requires_grad or not dtypes[part]):
-            dtypes[part] += (kind,)
-    rows = []
-    for part in PARTS:
-        if not total[part]:
-            continue
-        chosen: PartSettings = getattr(settings, part)
-        count = trainable[part]
-        if chosen.mode == "new_rows" and new_rows and part in new_rows:
-            count = min(count, new_rows[part] * widths[part])
-        rate = (lr if chosen.lr is None else chosen.lr) if count else None
-        rows.append(PartRow(part, chosen.mode, total[part], count, "+".join(dtypes[part]), rate))
-    return rows
+        dtypes[part].add(str(parameter.dtype).removeprefix("torch."))
+        if parameter.requires_grad:
+            chosen: PartSettings = getattr(settings, part)
+            whole_table = chosen.mode == "new_rows" and "trainable_tokens" not in name  # then a hook keeps the other rows
+            rows = len(token_rows(base, processor, chosen.tokens)) if whole_table else 0
+            trainable[part] += rows * parameter.shape[-1] if whole_table else size
+    rates = {part: lr if getattr(settings, part).lr is None else getattr(settings, part).lr for part in PARTS}
+    return [
+        PartRow(part, getattr(settings, part).mode, total[part], trainable[part], "+".join(sorted(dtypes[part])),
+                rates[part] if trainable[part] else None)
+        for part in PARTS if total[part]
+    ]  # fmt: skip
+
+
+def _size(parameter: Tensor) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty shells that know their size
 
 
 def format_plan(rows: Sequence[PartRow]) -> str:

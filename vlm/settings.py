@@ -104,7 +104,11 @@ def to_mapping(settings: Any) -> Any:
 
 def to_yaml(settings: Any) -> str:
     """Every field of a dataclass as YAML, in the order of its definition."""
-    return yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True, width=120)
+    values = to_mapping(settings)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    if all(character.isprintable() or character == "\n" for character in text):
+        return text
+    return yaml.safe_dump(values, sort_keys=False, width=120)  # PyYAML reads unusual line ends back as blanks unless they are escaped
 
 
 def save(settings: Any, path: str | os.PathLike[str]) -> None:
@@ -241,8 +245,8 @@ def _scalar(hint: Any, value: Any, where: str, path: str) -> Any:
             return number
         if number is not None and number.is_integer():
             return int(number)
-    if isinstance(hint, type) and issubclass(hint, os.PathLike) and isinstance(value, (str, os.PathLike)):
-        return hint(value)
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
     raise _wrong(where, path, value, _name(hint))
 
 

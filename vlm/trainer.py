@@ -42,6 +42,9 @@ class Collator:
 class HandVLMTrainer(Trainer):
     """`settings`: a FinetuneSettings; `prefix`: the embedding's name; `position`: what a checkpoint says about the rows' order."""
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(self, *, settings: Any, prefix: str, folder: RunFolder, position: dict[str, Any], **kwargs: Any) -> None:
         config = kwargs["model"].config
         use_cache = getattr(config, "use_cache", None)

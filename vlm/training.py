@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from pose_tools.files import write_text
 from vlm import adapters
 from vlm import settings as settings_io
-from vlm.build import build
+from vlm.build import BuildSettings, build
 from vlm.model import HandVLM
 from vlm.parts import apply_parts, embedding_prefix, format_plan, plan
 from vlm.processor import HandVLMProcessor
@@ -104,7 +104,7 @@ def _trainer(
     if settings.validation is not None:
         validation = TrainingRows(settings.validation, processor, seed=settings.seed, length=settings.validation_rows)
     if folder.main:
-        freeze_plan = plan(model, settings.parts, prefix, settings.optimizer.lr)
+        freeze_plan = plan(model, settings.parts, prefix, settings.optimizer.lr, processor)
         settings_io.save(settings, folder.path / SETTINGS_FILE)
         write_text(folder.path / "parts.json", json.dumps([dataclasses.asdict(row) for row in freeze_plan], indent=1) + "\n")
         logger.info("what trains:\n%s", format_plan(freeze_plan))
@@ -186,22 +186,22 @@ def choose_what_trains(model: nn.Module, settings: FinetuneSettings, processor: 
 
 def planned_steps(settings: FinetuneSettings, rows: TrainingRows, processes: int) -> int:
     """Optimiser steps of the whole run."""
-    if settings.steps is not None:
-        return settings.steps
+    if settings.epochs is None:
+        return settings.steps or 0
     pictures = sum(map(len, rows.groups.values()))
     return math.ceil(settings.epochs * pictures / (settings.batch_size * settings.accumulate * processes))
 
 
-def build_new(settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
-    """The new model that `settings.build` describes, in memory; fresh weights are a function of the seed."""
+def build_new(parts: BuildSettings, settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
+    """The new model that `parts` describe, in memory; fresh weights are a function of the seed, a fresh tokenizer of the data."""
     set_seed(settings.seed)
     samples = TrainingRows(settings.data, None, seed=settings.seed, length=0)
-    return build(settings.build, texts(samples, settings.tokenizer_rows) if settings.build.tokenizer == "train" else ())
+    return build(parts, texts(samples, settings.tokenizer_rows) if parts.tokenizer == "train" else ())
 
 
 def load_start(settings: FinetuneSettings, start: Path) -> tuple[HandVLM, HandVLMProcessor]:
     """The model and processor in folder `start`, in the dtype and with the attention of `settings`."""
-    options = {"attn_implementation": {"text_config": settings.attention}} if settings.attention else {}
+    options: dict[str, Any] = {"attn_implementation": {"text_config": settings.attention}} if settings.attention else {}
     model = HandVLM.from_pretrained(start, dtype=getattr(torch, settings.dtype), **options)
     return model, HandVLMProcessor.from_pretrained(start)
 
@@ -212,9 +212,9 @@ def _start_folder(settings: FinetuneSettings, arguments: TrainingArguments, fold
         return Path(settings.model).absolute()
     start = folder.path / START
     with arguments.main_process_first(desc="building the model"):
-        if not start.is_dir():
+        if settings.build is not None and not start.is_dir():
             logger.info("building a new model in %s", start)
-            model, processor = build_new(settings)
+            model, processor = build_new(settings.build, settings)
             with folder.saving("the new model") as staging:
                 model.save_pretrained(staging / START)
                 processor.save_pretrained(staging / START)
@@ -259,16 +259,19 @@ def _resumed_step(checkpoint: Path | None, position: dict[str, Any]) -> int:
 
 def _finish(folder: RunFolder, steps: int) -> None:
     """Puts the last checkpoint's model files, hard-linked where possible, at the top of the run's folder."""
+    checkpoint = folder.checkpoint
+    if checkpoint is None:
+        raise TrainingError(f"{folder.path}: the last checkpoint has vanished; start again with --overwrite")
     with folder.saving("the finished model") as staging:
         staged = staging / "model"
         staged.mkdir()
-        for file in folder.checkpoint.iterdir():
+        for file in checkpoint.iterdir():
             if file.is_file() and not file.name.startswith(TRAINER_FILES):
                 link_or_copy(file, staged / file.name)
         if adapters.is_adapter(staged):
-            adapters.move_base(staged, folder.checkpoint, folder.path)
+            adapters.move_base(staged, checkpoint, folder.path)
         folder.publish(staged, folder.path)
-        last = json.loads((folder.checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"][-1:]
+        last = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"][-1:]
         write_text(folder.path / RESULT_FILE, json.dumps({"steps": steps, "last": last}, indent=1) + "\n")
     logger.info("finished: %s", folder.path)
 

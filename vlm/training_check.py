@@ -26,7 +26,7 @@ def check(settings: FinetuneSettings, processes: int = 1) -> Iterator[str]:
     Raises what the run itself would raise, and DatasetError when pictures are missing.
     """
     yield _files(TrainingRows(settings.data, None, seed=settings.seed, length=0))
-    model, processor = build_new(settings) if settings.model is None else load_start(settings, Path(settings.model))
+    model, processor = build_new(settings.build, settings) if settings.build else load_start(settings, Path(settings.model or ""))
     rows = TrainingRows(settings.data, processor, seed=settings.seed, length=0)
     steps = planned_steps(settings, rows, processes)
     per_step = settings.batch_size * settings.accumulate * processes
@@ -42,7 +42,7 @@ def check(settings: FinetuneSettings, processes: int = 1) -> Iterator[str]:
     yield f"what is learnt stands in 【】:\n{shown}"
     prefix = embedding_prefix(model)
     model = choose_what_trains(model, settings, processor, Path(settings.model or settings.output))
-    yield format_plan(plan(model, settings.parts, prefix, settings.optimizer.lr))
+    yield format_plan(plan(model, settings.parts, prefix, settings.optimizer.lr, processor))
 
 
 def _files(rows: TrainingRows) -> str:

@@ -131,6 +131,8 @@ def test_new_rows_alone_train(base: Path, world: Path, tmp_path: Path) -> None:
     out = finetune(settings(tmp_path / "out", base, world, parts=parts, steps=2))
     before, after = weights(base)["lm_head.weight"], weights(out)["lm_head.weight"]
     assert (before != after).any(-1).nonzero().flatten().tolist() == expected
+    plan = {row["part"]: row for row in json.loads((out / "parts.json").read_text())}
+    assert plan["lm_head"]["trainable"] == plan["embeddings"]["trainable"] == before.shape[1] < plan["lm_head"]["parameters"]
     with pytest.raises(SettingsError, match="'no such token'"):
         parts["embeddings"] = rows | {"tokens": ["no such token"]}
         finetune(settings(tmp_path / "other", base, world, parts=parts))
