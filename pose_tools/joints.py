@@ -29,6 +29,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "ho3d": _MANO_TIPS,
     "interhand26m_right": _TIP_TO_BASE,
     "assemblyhands_right": _TIP_TO_BASE,
+    "ait": ("wrist", *(f"{finger}_{part}" for part in ("1", "2", "3", "tip") for finger in FINGERS)),  # PeCLR; its nets' wrist is the palm
 }
 """Joint names of each order, 21 of them."""
 
