@@ -1,0 +1,161 @@
+"""FreiHAND v2 on disk → HandSample: 224-px pictures of right hands with joints, vertices and MANO parameters.
+
+    training/rgb/%08d.jpg  training/mask/%08d.jpg  training_{K,scale,xyz,verts,mano}.json      evaluation/… likewise
+
+The pictures of the training set come in blocks, one per colour version of the same N annotations: image i carries annotation
+i mod N (masks exist for the first block only and hold for all). The stored pose is relative to MANO's mean pose; its
+translation is what moves the model's joint 9 (FreiHAND order) onto the stored one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pose_tools.geometry import project
+from pose_tools.image_io import read_image
+from pose_tools.types import HandPose, HandSample
+
+ROOT_JOINT = 9
+CHECKED = 16
+"""How many annotations are posed to see whether the hand model is the one that the parameters were fitted with."""
+
+
+class FreiHANDError(ValueError):
+    """A FreiHAND folder that cannot be used; the message names the file and the remedy."""
+
+
+class FreiHAND:
+    """The samples of one set, by image number; `len(set)`, `set[i]`, iteration in order.
+
+    Args:
+        folder: holds training/, evaluation/ and the json lists.
+        part: "training" or "evaluation".
+        mano: the hand model of the right hand (`load_mano(path)`); None leaves `pose` out of the samples. The parameters of the
+            published set are MANO's, those of a synthetic folder the stand-in's.
+        versions: which colour versions (blocks of N images) to use; None takes all that are there.
+        vertices: read training_verts.json too (1 GB in the published set).
+        tolerance: metres; how far the joints of the posed model may be from the stored ones, in the median.
+
+    Raises FreiHANDError when a list is missing, lists or pictures do not fit each other, or the model does not fit the parameters.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        part: Literal["training", "evaluation"] = "training",
+        *,
+        mano: Any = None,
+        versions: tuple[int, ...] | None = None,
+        vertices: bool = False,
+        tolerance: float = 0.005,
+    ) -> None:
+        self.folder, self.part, self.mano = Path(folder), part, mano
+        self._intrinsics = self._array("K", (3, 3))
+        self.annotations = len(self._intrinsics)
+        self._xyz = self._array("xyz", (21, 3))
+        self._scale = self._array("scale", ())
+        self._verts = self._array("verts", (778, 3)) if vertices else None
+        self._mano = self._array("mano", (1, 61))[:, 0] if mano is not None else None
+        self.versions = self._versions(versions)
+        if mano is not None:
+            self._check_model(tolerance)
+
+    def __len__(self) -> int:
+        return self.annotations * len(self.versions)
+
+    def __iter__(self) -> Iterator[HandSample]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> HandSample:
+        """Sample `index` of the chosen versions, block after block."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        version, annotation = self.versions[index // self.annotations], index % self.annotations
+        image = version * self.annotations + annotation
+        joints, intrinsics = self._xyz[annotation], self._intrinsics[annotation]
+        vertices = self._verts[annotation] if self._verts is not None else None
+        joints_2d = project(joints, intrinsics)
+        outline = project(vertices, intrinsics) if vertices is not None else joints_2d
+        return HandSample(
+            image=read_image(self._picture(image)),
+            side="right",
+            bbox_xyxy=np.concatenate([outline.min(0), outline.max(0)]),
+            intrinsics=intrinsics,
+            joints_2d=joints_2d,
+            joints_3d=joints,
+            joints_valid=np.ones(21, dtype=bool),
+            vertices=vertices,
+            pose=self.pose(annotation) if self.mano is not None else None,
+            mask=self._mask(annotation),
+            annotation=annotation,
+            source={"dataset": "freihand", "part": self.part, "image": image, "version": version, "scale": float(self._scale[annotation])},
+        )
+
+    def pose(self, annotation: int) -> HandPose:
+        """MANO parameters of an annotation, absolute pose, camera frame; FreiHANDError without a hand model."""
+        import torch
+
+        if self.mano is None or self._mano is None:
+            raise FreiHANDError("the pose needs a hand model: FreiHAND(folder, mano=load_mano(path))")
+        numbers = self._mano[annotation]
+        orient, relative, betas = numbers[:3], numbers[3:48], numbers[48:58]
+        mean = self.mano.hands_mean.detach().double().numpy()
+        with torch.no_grad():
+            still = self.mano(*(torch.tensor(v[None], dtype=self.mano.hands_mean.dtype) for v in (orient, relative + mean, betas, np.zeros(3))))
+        joints = still.joints[0].double().numpy()
+        transl = self._xyz[annotation, ROOT_JOINT] - joints[ROOT_JOINT]
+        return HandPose("right", orient, relative + mean, betas, transl, joints + transl)
+
+    def root_from_camera(self, annotation: int) -> np.ndarray:
+        """Joint 9 (3,) metres as the parameter list has it: pixel (u, v) and f / z, through the intrinsics."""
+        if self._mano is None:
+            raise FreiHANDError("the parameter list was not read: FreiHAND(folder, mano=load_mano(path))")
+        (u, v, scale), k = self._mano[annotation, 58:61], self._intrinsics[annotation]
+        return np.array([(u - k[0, 2]) / scale, (v - k[1, 2]) / scale, (k[0, 0] + k[1, 1]) / 2 / scale])
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A json list as an array (N, *shape), checked against the others."""
+        path = self.folder / f"{self.part}_{name}.json"
+        try:
+            array = np.asarray(json.loads(path.read_text()), dtype=np.float64)
+        except FileNotFoundError:
+            raise FreiHANDError(f"{path} is missing: unpack FreiHAND v2 there, or write a synthetic folder with make_synthetic.py freihand") from None
+        except ValueError as error:
+            raise FreiHANDError(f"{path}: not a whole json list of numbers ({error})") from None
+        expected = (getattr(self, "annotations", len(array)), *shape)
+        if array.shape != expected or not np.isfinite(array).all():
+            raise FreiHANDError(f"{path}: finite numbers of shape {expected} expected, got {array.shape}; the lists must come from one release")
+        return array
+
+    def _picture(self, image: int) -> Path:
+        return self.folder / self.part / "rgb" / f"{image:08d}.jpg"
+
+    def _versions(self, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The colour versions whose first and last pictures are there."""
+        n = self.annotations
+        there = [v for v in range(4) if self._picture(v * n).is_file() and self._picture(v * n + n - 1).is_file()]
+        if not there or (wanted is not None and not set(wanted) <= set(there)):
+            raise FreiHANDError(
+                f"{self.folder / self.part / 'rgb'}: whole blocks of {n} pictures are there for the versions {there}, asked for {wanted}; "
+                "pictures and lists must come from one release"
+            )
+        return tuple(wanted if wanted is not None else there)
+
+    def _mask(self, annotation: int) -> np.ndarray | None:
+        path = self.folder / self.part / "mask" / f"{annotation:08d}.jpg"
+        return read_image(path)[:, :, 0] > 127 if path.is_file() else None
+
+    def _check_model(self, tolerance: float) -> None:
+        numbers = np.unique(np.linspace(0, self.annotations - 1, CHECKED).astype(int))
+        posed = np.stack([self.pose(int(n)).joints_3d for n in numbers])
+        error = float(np.median(np.linalg.norm(posed - self._xyz[numbers], axis=-1)))
+        if error > tolerance:
+            raise FreiHANDError(
+                f"{self.folder}: the hand model puts the joints of {self.part}_mano.json {error * 1000:.1f} mm (median) from {self.part}_xyz.json; "
+                "give the model they were fitted with, for the published set load_mano('MANO_RIGHT.pkl')"
+            )

@@ -1,0 +1,220 @@
+"""HOI-QA (questions about hands and objects in EPIC-KITCHENS and Ego4D frames): its published json files → Samples.
+
+    hoiqa_dataset/epic-kitchens-train.json, ego4d-train.json    conversations; boxes as text, hundredths of the frame ({<x1><y1><x2><y2>})
+    hoiqa_dataset/epic-test.json, ego4d-test.json               key → image_path, noun, bbox in pixels of a nominal frame
+    hoiqa_dataset/epic-visor-test.json                          questions about interactions; boxes in pixels of a nominal frame
+
+The frames lie under a root given apart from the files. Nominal frames are 1920 × 1080 (EPIC) and 1440 × 1080 (Ego4D); every
+box is yielded in pixels of the frame as stored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data.sample import Sample, Source, assistant, text, user
+from pose_tools.grounding import find_boxes
+
+logger = logging.getLogger(__name__)
+
+NOMINAL_FRAMES = {"EPIC-KITCHENS": (1920, 1080), "Ego4D": (1440, 1080)}
+DIALECT = "minigpt"
+_TAG = re.compile(r"\[(\w+)\]")
+_PIXEL_BOX = re.compile(r"\{<(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)>\}")
+_LABEL = re.compile(r"<p>([^<>]*)</p>\s*\Z")
+
+
+class HOIQAError(ValueError):
+    """A HOI-QA file or record that cannot be used; the message names it and the remedy."""
+
+
+def read_hoi_qa(path: str | Path, *, frames: str | Path | None = None, max_missing: float = 0.01) -> Iterator[Sample]:
+    """Samples of one HOI-QA json file, in its order.
+
+    A training conversation is one Sample (all turns; `targets` are those of the last). A box of a referral test file is two: "Where is the <noun>" (kind
+    refer) and the box in text, whose answer is the noun (kind identify). An interaction question is one (kind interaction).
+    Questions keep their tag ("[refer] …"), answers their text: a box part has `verbatim` where the file has text.
+
+    Args:
+        frames: the folder the pictures' paths start from; None takes the json file's folder's parent.
+        max_missing: the share of records whose frame may be missing (they are left out and counted).
+
+    Raises HOIQAError for a file that is none of the three kinds, a broken record, a path that leaves `frames`, a frame of
+    neither nominal shape, and when too many frames are missing.
+    """
+    path = Path(path)
+    root = (Path(frames) if frames is not None else path.resolve().parent.parent).resolve()
+    content = _load(path)
+    convert, rows = _kind_of(path, content)
+    total = missing = 0
+    for key, row in rows:
+        total += 1
+        where = f"{path.name}, record {key!r}"
+        frame = _frame(root, row, where)
+        if not frame.is_file():
+            missing += 1
+            _complain(missing, total, len(content), max_missing, frame, where)
+            continue
+        yield from convert(key, row, frame, where)
+    if missing:
+        logger.warning("%s: %d of %d records left out because their frames are not under %s", path.name, missing, total, root)
+
+
+def _load(path: Path) -> Any:
+    if path.suffix in (".pkl", ".pickle"):
+        raise HOIQAError(f"{path}: a pickle can run code when it is read; write the list as json first (json.dump of the same list)")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HOIQAError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise HOIQAError(f"{path}: not whole json ({error}); fetch or write the file again") from None
+
+
+def _kind_of(path: Path, content: Any):
+    """The converter of a file and its (key, row) pairs, told by what the first record holds."""
+    rows = list(content.items()) if isinstance(content, dict) else list(enumerate(content)) if isinstance(content, list) else []
+    if not rows or not isinstance(rows[0][1], dict):
+        raise HOIQAError(f"{path}: expected a json list or object of records, got {type(content).__name__} without any")
+    first = rows[0][1]
+    if "conversations" in first:
+        return _conversation, [(row.get("id", number), row) for number, row in rows]
+    if {"noun", "bbox"} <= set(first):
+        return _referral, rows
+    if {"question", "answer"} <= set(first):
+        return _interaction, [(row.get("id", number), row) for number, row in rows]
+    raise HOIQAError(f"{path}: the first record has {sorted(first)}; expected conversations, or noun and bbox, or question and answer")
+
+
+def _frame(root: Path, row: Any, where: str) -> Path:
+    """The picture of a record: `image_path` as it is, or EPIC's training `image`, which lacks its ending."""
+    name = row.get("image_path") if isinstance(row, dict) else None
+    if name is None and isinstance(row, dict) and isinstance(row.get("image"), str):
+        name = row["image"] if row["image"].endswith(".jpg") else f"{row['image']}.jpg"
+    if not isinstance(name, str):
+        raise HOIQAError(f"{where}: neither 'image' nor 'image_path' holds a path")
+    frame = (root / name).resolve()
+    if not frame.is_relative_to(root):
+        raise HOIQAError(f"{where}: the path {name!r} leaves the frames' folder {root}")
+    return frame
+
+
+def _complain(missing: int, total: int, records: int, share: float, frame: Path, where: str) -> None:
+    if missing > max(share * records, 0):
+        raise HOIQAError(
+            f"{where}: {frame} is missing, the {missing}. of {total} records so far (at most {share:.0%} of {records} may be); "
+            "give the folder that the paths start from as frames=…"
+        )
+
+
+def _conversation(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
+    turns = [turn.get("value") if isinstance(turn, dict) else None for turn in row["conversations"]]
+    if not turns or len(turns) % 2 or not all(isinstance(turn, str) for turn in turns):
+        raise HOIQAError(f"{where}: conversations holds {len(turns)} turns; expected pairs of {{'value': text}}, question and answer")
+    size = _frame_size(frame)
+    messages: list[dict[str, Any]] = []
+    for number in range(0, len(turns), 2):
+        question = turns[number].replace("<image>", "").replace("\n", "").strip()
+        picture = [{"type": "image", "image": str(frame)}] if number == 0 else []
+        messages += [user(*picture, question), assistant(*answer_parts(turns[number + 1], size))]
+    # an evaluator scores the last answer
+    tag, answer = _TAG.match(messages[-2]["content"][-1]["text"]), messages[-1]["content"]
+    found = [part for part in answer if part["type"] == "box"]
+    targets = {
+        "kind": tag.group(1) if tag else "conversation", "boxes": [part["bbox_xyxy"] for part in found],
+        "labels": [part["label"] for part in found if "label" in part], "text": turns[-1] if len(found) < len(answer) else None, "side": None,
+    }  # fmt: skip
+    yield Sample(str(key), messages, _source(frame), targets)
+
+
+def answer_parts(answer: str, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Text and box parts of an answer whose boxes are hundredths of a frame of `size` (width, height).
+
+    A phrase right before its box (<p>cup</p> {…}) becomes the box's label. What looks like a box but is none stays text.
+    """
+    parts: list[dict[str, Any]] = []
+    done = 0
+    for found in find_boxes(answer, DIALECT):
+        if found.box is None:
+            continue
+        before = answer[done : found.span[0]]
+        label = _LABEL.search(before)
+        start = done + label.start() if label else found.span[0]
+        if lead := answer[done:start].replace("<delim>", "").strip():
+            parts.append(text(lead))
+        box = [v * side for v, side in zip(found.box, size * 2, strict=True)]
+        part = {"type": "box", "bbox_xyxy": box, "verbatim": answer[start : found.span[1]], "dialect": DIALECT}
+        parts.append({**part, "label": label.group(1)} if label else part)
+        done = found.span[1]
+    if rest := answer[done:].strip():
+        parts.append(text(rest))
+    return parts or [text(answer)]
+
+
+def _referral(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
+    size, noun = _frame_size(frame), row.get("noun")
+    if not isinstance(noun, str):
+        raise HOIQAError(f"{where}: noun is {noun!r}, expected text")
+    nominal = _nominal(frame, where)
+    box = _scaled(row.get("bbox"), nominal, size, where)
+    picture = {"type": "image", "image": str(frame)}
+    words = [text(noun)]
+    # the two questions of the published evaluation: the noun, and the bare box text in truncated hundredths of the nominal frame
+    hundredths = "{" + "".join(f"<{int(v / side * 100)}>" for v, side in zip(row["bbox"], nominal * 2, strict=True)) + "}"
+    asked = {"refer": f"Where is the {noun}", "identify": hundredths}
+    answers = {"refer": [{"type": "box", "bbox_xyxy": box}], "identify": words}
+    for kind, question in asked.items():
+        targets = {"kind": kind, "boxes": [box] if kind == "refer" else [], "labels": [], "text": noun if kind == "identify" else None, "side": None}
+        yield Sample(f"{key}/{kind}", [user(picture, question), assistant(*answers[kind])], _source(frame), targets)
+
+
+def _interaction(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
+    question, answer = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not isinstance(answer, (str, list)):
+        raise HOIQAError(f"{where}: expected a question and an answer (text or four numbers), got {question!r} and {answer!r}")
+    size = _frame_size(frame)
+    found = [answer] if isinstance(answer, list) else [list(map(float, match)) for match in _PIXEL_BOX.findall(answer)]
+    nominal = _nominal(frame, where) if found else (1, 1)
+    boxes = [_scaled(box, nominal, size, where) for box in found]
+    parts = [{"type": "box", "bbox_xyxy": box} for box in boxes] or [text(str(answer))]
+    targets = {"kind": "interaction", "boxes": boxes, "labels": [], "text": None if boxes else answer, "side": None}
+    yield Sample(str(key), [user({"type": "image", "image": str(frame)}, question), assistant(*parts)], _source(frame), targets)
+
+
+def _scaled(box: Any, nominal: tuple[int, int], size: tuple[int, int], where: str) -> list[float]:
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box) or box[2] < box[0] or box[3] < box[1]:
+        raise HOIQAError(f"{where}: the box is {box!r}, expected [x1, y1, x2, y2] in pixels with x1 <= x2 and y1 <= y2")
+    return [v * side / whole for v, side, whole in zip(box, size * 2, nominal * 2, strict=True)]
+
+
+def _nominal(frame: Path, where: str) -> tuple[int, int]:
+    """The frame the file's pixels count in, told by the shape of the stored one."""
+    width, height = _frame_size(frame)
+    for nominal in NOMINAL_FRAMES.values():
+        if abs(width / height - nominal[0] / nominal[1]) < 0.03:
+            return nominal
+    shapes = " or ".join(f"{w}x{h} ({name})" for name, (w, h) in NOMINAL_FRAMES.items())
+    raise HOIQAError(f"{where}: {frame} is {width}x{height}; its shape should be that of {shapes}, in whose pixels the boxes are given")
+
+
+def _source(frame: Path) -> Source:
+    number = re.search(r"\d+\Z", frame.stem)
+    return Source("hoi-qa", video_id=frame.parent.name, frame=int(number.group()) if number else frame.stem, licence="EPIC-KITCHENS / Ego4D terms")
+
+
+@lru_cache(maxsize=4096)
+def _frame_size(frame: Path) -> tuple[int, int]:
+    """(width, height) of a picture, from its header."""
+    try:
+        with Image.open(frame) as picture:
+            return picture.size
+    except OSError as error:
+        raise HOIQAError(f"{frame}: not a picture ({error})") from None
