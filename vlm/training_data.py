@@ -6,6 +6,7 @@ Row `i` is a function of (settings, seed, i) alone, so a resumed run, more proce
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 from data.groups import Groups, open_groups, picture_of
 from data.mixture import Mixture
 from data.sample import Sample, SampleError
+from vlm.answers import write
 from vlm.packing import IGNORED, Row
 from vlm.settings import SettingsError
 
@@ -180,12 +182,16 @@ def with_pose(messages: Sequence[dict[str, Any]], encoder: str, tokens: np.ndarr
 
 
 def texts(rows: TrainingRows, count: int) -> Iterable[str]:
-    """Every text of the first `count` rows' conversations, for training a tokenizer."""
+    """Every text of the first `count` rows' conversations, tool offers and calls included, for training a tokenizer."""
     for position in range(count):
         samples, _, _ = rows.draw(position)
         for sample in samples:
-            for message in sample.messages:
-                yield from (part["text"] for part in message["content"] if part["type"] == "text")
+            yield from (json.dumps(schema, ensure_ascii=False) for schema in _schemas(sample) or ())
+            for part in (part for message in sample.messages for part in message["content"]):
+                if part["type"] == "text":
+                    yield part["text"]
+                elif part["type"] == "tool_call":
+                    yield write([part], None, "norm1000")
 
 
 def show_row(row: Row, processor: Any) -> str:
