@@ -23,7 +23,8 @@ LIGHT = (-0.35, -0.65, -0.67)
 
 @dataclass(frozen=True)
 class Raster:
-    """`depth` (H, W) float32 metres along z, inf where nothing is; `face_ids` (H, W) int32, −1 where nothing is; `colour` (H, W, 3) float32 0–1 or None."""
+    """`depth` (H, W) float32 metres along z, inf where nothing is; `face_ids` (H, W) int32, −1 where nothing is; `colour` (H, W, 3)
+    float32 0–1 or None."""
 
     depth: np.ndarray
     face_ids: np.ndarray
@@ -74,11 +75,27 @@ def rasterise(
         colours = np.ascontiguousarray(colours, np.float64)
         flat = len(colours) == len(faces) and len(colours) != len(vertices)
         if colours.shape not in ((len(vertices), 3), (len(faces), 3)):
-            raise ValueError(f"colours has shape {colours.shape}: expected one RGB row per vertex ({len(vertices)}, 3) or per face ({len(faces)}, 3)")
-        normals = np.zeros((0, 3)) if flat else vertex_normals(vertices, faces) if normals is None else np.ascontiguousarray(normals, np.float64)
+            raise ValueError(
+                f"colours has shape {colours.shape}: expected one RGB row per vertex ({len(vertices)}, 3) or per face ({len(faces)}, 3)"
+            )
+        normals = (
+            np.zeros((0, 3)) if flat else vertex_normals(vertices, faces) if normals is None else np.ascontiguousarray(normals, np.float64)
+        )
         lamp = np.asarray(light, np.float64)
         colour = np.zeros((height, width, 3), np.float32)
-        shader(face_ids, inverse, vertices, faces, colours, normals, np.linalg.inv(intrinsics), lamp / np.linalg.norm(lamp), float(ambient), flat, colour)
+        shader(
+            face_ids,
+            inverse,
+            vertices,
+            faces,
+            colours,
+            normals,
+            np.linalg.inv(intrinsics),
+            lamp / np.linalg.norm(lamp),
+            float(ambient),
+            flat,
+            colour,
+        )
     return Raster(depth, face_ids, colour)
 
 
@@ -174,7 +191,14 @@ def _fill_loops(screen, planes, source, cull, inverse, face_ids):
                 e01 = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)
                 e12 = (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)
                 e20 = (x0 - x2) * (y - y2) - (y0 - y2) * (x - x2)
-                if e01 < 0.0 or e12 < 0.0 or e20 < 0.0 or (e01 == 0.0 and not own01) or (e12 == 0.0 and not own12) or (e20 == 0.0 and not own20):
+                if (
+                    e01 < 0.0
+                    or e12 < 0.0
+                    or e20 < 0.0
+                    or (e01 == 0.0 and not own01)
+                    or (e12 == 0.0 and not own12)
+                    or (e20 == 0.0 and not own20)
+                ):
                     continue
                 near = min(max(a * (col + 0.5) + b * (row + 0.5) + c, lowest), highest)
                 if near > inverse[row, col] or (near == inverse[row, col] and source[t] < face_ids[row, col]):

@@ -1,24 +1,29 @@
 """Hand and body models: the licence-free stand-ins, the user's MANO and SMPL files, and linear blend skinning.
 
-    mano = load_mano()                       # the stand-in right hand
-    mano = load_mano("MANO_LEFT.pkl", "left")
-    out = mano(global_orient, hand_pose, betas, transl)   # out.vertices (B, 778, 3), out.joints (B, 21, 3), metres
+mano = load_mano()                                    # the stand-in right hand
+mano = load_mano("models/MANO_LEFT.pkl", "left")      # the user's own file
+out = mano(global_orient, hand_pose, betas, transl)   # out.vertices (B, 778, 3), out.joints (B, 21, 3), metres
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pose_tools.body_models.checks import side_of
 from pose_tools.body_models.lbs_model import BodyOutput
+from pose_tools.body_models.load import load_mano, load_smpl
 from pose_tools.body_models.mano import Mano, mirror_arrays
+from pose_tools.body_models.read import UnsafePickleError, read_body_pickle
+from pose_tools.body_models.smpl import Smpl
+from pose_tools.body_models.standin_body import standin_body_arrays
 from pose_tools.body_models.standin_hand import standin_hand_arrays
-from pose_tools.types import Side
 
-__all__ = ["BodyOutput", "Mano", "load_mano", "mirror_arrays", "standin_hand_arrays"]
-
-
-def load_mano(path: str | Path | None = None, side: Side = "right") -> Mano:
-    """The hand model of one side; `path=None` is the stand-in hand."""
-    arrays = standin_hand_arrays()
-    return Mano.from_arrays(arrays if side == "right" else mirror_arrays(arrays), side)
+__all__ = [
+    "BodyOutput",
+    "Mano",
+    "Smpl",
+    "UnsafePickleError",
+    "load_mano",
+    "load_smpl",
+    "mirror_arrays",
+    "read_body_pickle",
+    "standin_body_arrays",
+    "standin_hand_arrays",
+]

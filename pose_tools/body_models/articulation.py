@@ -61,11 +61,23 @@ def named_pose(name: str) -> np.ndarray:
     fist = (82.0, 96.0, 60.0)
     poses = {
         "flat": ({}, {}),
-        "relaxed": ({"index": (22, 30, 14), "middle": (28, 34, 17), "ring": (32, 36, 18), "pinky": (34, 36, 18), "thumb": (8, 12, 16)}, {"thumb": 6}),
+        "relaxed": (
+            {"index": (22, 30, 14), "middle": (28, 34, 17), "ring": (32, 36, 18), "pinky": (34, 36, 18), "thumb": (8, 12, 16)},
+            {"thumb": 6},
+        ),
         "fist": (dict.fromkeys(("index", "middle", "ring", "pinky"), fist) | {"thumb": (18, 40, 48)}, {"thumb": 24, "pinky": 8, "ring": 4}),
-        "point": (dict.fromkeys(("middle", "ring", "pinky"), fist) | {"thumb": (18, 38, 40), "index": (4, 4, 2)}, {"thumb": 22, "pinky": 8, "ring": 4}),
-        "pinch": ({"index": (48, 44, 22), "middle": (32, 34, 14), "ring": (24, 26, 12), "pinky": (18, 20, 10), "thumb": (8, 20, 22)}, {"thumb": 22}),
-        "grasp": ({"index": (42, 44, 24), "middle": (45, 46, 26), "ring": (47, 46, 26), "pinky": (48, 42, 24), "thumb": (4, 14, 22)}, {"thumb": 26}),
+        "point": (
+            dict.fromkeys(("middle", "ring", "pinky"), fist) | {"thumb": (18, 38, 40), "index": (4, 4, 2)},
+            {"thumb": 22, "pinky": 8, "ring": 4},
+        ),
+        "pinch": (
+            {"index": (48, 44, 22), "middle": (32, 34, 14), "ring": (24, 26, 12), "pinky": (18, 20, 10), "thumb": (8, 20, 22)},
+            {"thumb": 22},
+        ),
+        "grasp": (
+            {"index": (42, 44, 24), "middle": (45, 46, 26), "ring": (47, 46, 26), "pinky": (48, 42, 24), "thumb": (4, 14, 22)},
+            {"thumb": 26},
+        ),
         "spread": ({"thumb": (-14, -6, -8)}, {"index": 12, "middle": 1, "ring": -8, "pinky": -18, "thumb": -8}),
     }
     if name not in poses:

@@ -10,9 +10,24 @@ import torch
 
 from pose_tools.body_models.kinematics import MANO_PARENTS, SMPL_PARENTS, TIP_VERTICES
 
-_MANO_SHAPES = {"v_template": (778, 3), "posedirs": (778, 3, 135), "J_regressor": (16, 778), "weights": (778, 16), "kintree_table": (2, 16),
-                "hands_components": (45, 45), "hands_mean": (45,), "f": (None, 3)}
-_SMPL_SHAPES = {"v_template": (6890, 3), "posedirs": (6890, 3, 207), "J_regressor": (24, 6890), "weights": (6890, 24), "kintree_table": (2, 24), "f": (None, 3)}
+_MANO_SHAPES = {
+    "v_template": (778, 3),
+    "posedirs": (778, 3, 135),
+    "J_regressor": (16, 778),
+    "weights": (778, 16),
+    "kintree_table": (2, 16),
+    "hands_components": (45, 45),
+    "hands_mean": (45,),
+    "f": (None, 3),
+}
+_SMPL_SHAPES = {
+    "v_template": (6890, 3),
+    "posedirs": (6890, 3, 207),
+    "J_regressor": (24, 6890),
+    "weights": (6890, 24),
+    "kintree_table": (2, 24),
+    "f": (None, 3),
+}
 
 
 def check_mano(arrays: Mapping[str, Any], side: str, source: str = "these arrays") -> None:
@@ -59,7 +74,7 @@ def side_of(arrays: Mapping[str, Any]) -> str | None:
     """Which hand the rest pose shows: MANO's right fingers point along −x from the wrist, the left ones along +x; None when unclear."""
     template = np.asarray(arrays["v_template"], dtype=np.float64)
     regressor = arrays["J_regressor"]
-    wrist = np.asarray((regressor[0] @ template)).reshape(3) if not hasattr(regressor, "toarray") else (regressor.toarray()[0] @ template)
+    wrist = np.asarray(regressor[0] @ template).reshape(3) if not hasattr(regressor, "toarray") else (regressor.toarray()[0] @ template)
     reach = template[list(TIP_VERTICES["freihand"])] - wrist
     ahead = reach[:, 0]
     if not ((np.abs(ahead) > 0.04).all() and (np.linalg.norm(reach, axis=1) < 0.35).all()):

@@ -19,8 +19,10 @@ _THUMB_ROWS = (1, 4)
 _LONG_ORDER = ("index", "middle", "ring", "pinky")  # along the ring, from the thumb outwards
 _ANGLES = np.radians([-54, -18, 18, 54, 90, 126, 162, -162, -126, -90])  # of a tube's ten vertices, from the back of the finger
 
-_TIP_IDS = {name: sorted({ids[k] for ids in TIP_VERTICES.values()}, key=[i[k] for i in TIP_VERTICES.values()].index)
-            for k, name in enumerate(("thumb", "index", "middle", "ring", "pinky"))}
+_TIP_IDS = {
+    name: sorted({ids[k] for ids in TIP_VERTICES.values()}, key=[i[k] for i in TIP_VERTICES.values()].index)
+    for k, name in enumerate(("thumb", "index", "middle", "ring", "pinky"))
+}
 """Per finger the vertex numbers the four conventions use, FreiHAND's first: it becomes the pole of the finger's cap."""
 
 
@@ -153,28 +155,12 @@ def _tube(name: str) -> list[tuple[np.ndarray, float]]:
         if name == "pinky":
             stations[:3] = 19.8, 23.2, 27.2
     lean += [0.0] * (len(stations) - len(lean))
-    rings = [(_ring(chain, radii, s, _ANGLES, tilt), s) for s, tilt in zip(stations, lean, strict=True)]
+    across = {"back": np.array([0.0, 0.0, 1.0]), "reach": 6.0}
+    rings = [(meshing.tube_ring(chain, radii, s, _ANGLES, lean=tilt, **across), s) for s, tilt in zip(stations, lean, strict=True)]
     last = d + 0.93 * (tip - d)
-    rings.append((_ring(chain, radii * 0.6, last, _ANGLES[::2]), last))
+    rings.append((meshing.tube_ring(chain, radii * 0.6, last, _ANGLES[::2], **across), last))
     rings.append((chain[3][None], tip))
     return rings
-
-
-def _ring(chain: np.ndarray, radii: np.ndarray, station: float, angles: np.ndarray, lean: float = 0.0) -> np.ndarray:
-    """Vertices round the bones at `station`, moved along them by ±`lean` on the two sides."""
-    stations = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(chain, axis=0), axis=1))])
-
-    def at(s: np.ndarray | float) -> np.ndarray:
-        return np.stack([np.interp(s, stations, chain[:, k]) for k in range(3)], -1)
-
-    # The ring stands across the smoothed direction of the bones, so rings at a joint share the bend.
-    axis = at(station + 6.0) - at(station - 6.0)
-    axis /= np.linalg.norm(axis)
-    back = np.array([0.0, 0.0, 1.0]) - axis * axis[2]
-    back /= np.linalg.norm(back)
-    side = np.cross(axis, back)
-    radius = np.interp(station, stations, radii)
-    return at(station + lean * np.sin(angles)) + radius * (np.cos(angles)[:, None] * back + np.sin(angles)[:, None] * side)
 
 
 def _settle(points: np.ndarray, owner: np.ndarray, station: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -190,7 +176,7 @@ def _settle(points: np.ndarray, owner: np.ndarray, station: np.ndarray, faces: n
     def field(p: np.ndarray) -> np.ndarray:
         return hand_shape.skin(p, np.tile(owner, len(p) // len(owner)))
 
-    return solids.settle(field, points, free, pace, meshing.averaging(faces, len(points)))
+    return solids.settle(field, points, free, pace, meshing.averaging(faces, len(points)), (5, 11, 2))
 
 
 def _short_diagonals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from pose_tools.body_models import skinning
-from pose_tools.geometry import axis_angle_to_matrix
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class SkinnedModel(nn.Module):
         return value if value.dtype == self.template.dtype else value.to(torch.promote_types(value.dtype, self.template.dtype))
 
     def pose_and_skin(self, rotations: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vertices (B, V, 3) and joints (B, J, 3) from `rotations` (B, J, 3, 3) relative to the parents, `betas` (B, n), `transl` (B, 3)."""
+        """Vertices (B, V, 3) and joints (B, J, 3) from parent-relative `rotations` (B, J, 3, 3), `betas` (B, n), `transl` (B, 3)."""
         if not rotations.dtype == betas.dtype == transl.dtype:
             widest = torch.promote_types(torch.promote_types(rotations.dtype, betas.dtype), transl.dtype)
             rotations, betas, transl = rotations.to(widest), betas.to(widest), transl.to(widest)
@@ -105,7 +104,11 @@ def as_rotations(pose: torch.Tensor, count: int, name: str, matrices: bool) -> t
             return pose
         if count == 1 and shape[1:] == (3, 3):
             return pose[:, None]
-        raise ValueError(f"{name} has shape {shape}: expected rotation matrices (B, {count}, 3, 3)" + (" or (B, 3, 3)" if count == 1 else ""))
+        raise ValueError(
+            f"{name} has shape {shape}: expected rotation matrices (B, {count}, 3, 3)" + (" or (B, 3, 3)" if count == 1 else "")
+        )
     if shape[1:] in ((3 * count,), (count, 3)):
-        return axis_angle_to_matrix(pose.reshape(-1, count, 3))
-    raise ValueError(f"{name} has shape {shape}: expected axis-angle (B, {3 * count}); rotation matrices need pose_format='rotation_matrix'")
+        return skinning.rotations_from_axis_angle(pose.reshape(-1, count, 3))
+    raise ValueError(
+        f"{name} has shape {shape}: expected axis-angle (B, {3 * count}); rotation matrices need pose_format='rotation_matrix'"
+    )

@@ -72,7 +72,9 @@ class Mano(SkinnedModel):
         joints = torch.cat([joints_16, tip_points], 1).index_select(1, self.joint_21)
         return BodyOutput(vertices, joints, joints_16)
 
-    def absolute_pose(self, hand_pose: torch.Tensor, *, pose_format: PoseFormat = "axis_angle", flat_hand_mean: bool = False) -> torch.Tensor:
+    def absolute_pose(
+        self, hand_pose: torch.Tensor, *, pose_format: PoseFormat = "axis_angle", flat_hand_mean: bool = False
+    ) -> torch.Tensor:
         """Absolute axis-angle (B, 45) from a pose relative to the mean (axis-angle, or PCA coefficients (B, n))."""
         hand_pose = self.precise(hand_pose)
         if pose_format == "pca":
@@ -90,9 +92,13 @@ class Mano(SkinnedModel):
         if pose_format not in ("axis_angle", "pca"):
             raise ValueError(f"pose_format={pose_format!r}: expected 'axis_angle', 'rotation_matrix' or 'pca'")
         if pose_format == "axis_angle" and tuple(hand_pose.shape[1:]) not in ((45,), (15, 3)):
-            raise ValueError(f"hand_pose has shape {tuple(hand_pose.shape)}: expected axis-angle (B, 45); "
-                             "use pose_format='rotation_matrix' or 'pca' for other kinds")
-        return as_rotations(self.absolute_pose(hand_pose, pose_format=pose_format, flat_hand_mean=flat_hand_mean), 15, "hand_pose", matrices=False)
+            raise ValueError(
+                f"hand_pose has shape {tuple(hand_pose.shape)}: expected axis-angle (B, 45); "
+                "use pose_format='rotation_matrix' or 'pca' for other kinds"
+            )
+        return as_rotations(
+            self.absolute_pose(hand_pose, pose_format=pose_format, flat_hand_mean=flat_hand_mean), 15, "hand_pose", matrices=False
+        )
 
 
 def mirror_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,80 @@ def fan(ring: Sequence[int], pole: int) -> list[tuple[int, int, int]]:
     return [(ring[i], ring[(i + 1) % len(ring)], pole) for i in range(len(ring))]
 
 
+def tube_ring(
+    chain: np.ndarray,
+    radii: np.ndarray,
+    station: float,
+    angles: np.ndarray,
+    *,
+    back: np.ndarray,
+    reach: float,
+    lean: float = 0.0,
+    wide: float = 1.0,
+) -> np.ndarray:
+    """A ring (A, 3) round the polyline `chain` (N, 3), `station` along it, at `angles` (A,) from the direction `back` (3,), anticlockwise
+    about the chain. `lean` moves the ring's two sides ± along the chain, `wide` stretches it sideways; `reach`: over what length its
+    bends are smoothed."""
+    stations = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(chain, axis=0), axis=1))])
+
+    def at(s: np.ndarray | float) -> np.ndarray:
+        return np.stack([np.interp(s, stations, chain[:, k]) for k in range(3)], -1)
+
+    # The ring stands across the smoothed direction of the bones, so rings at a joint share the bend.
+    axis = at(station + reach) - at(station - reach)
+    axis /= np.linalg.norm(axis)
+    up = back - axis * (axis @ back)
+    up /= np.linalg.norm(up)
+    side = np.cross(axis, up)
+    radius = np.interp(station, stations, radii)
+    return at(station + lean * np.sin(angles)) + radius * (np.cos(angles)[:, None] * up + wide * np.sin(angles)[:, None] * side)
+
+
+def subdivide(faces: np.ndarray, count: int) -> tuple[np.ndarray, sparse.csr_matrix]:
+    """Every triangle cut into four at its edges' middles: new faces, and the matrix (new, `count`) that carries vertex values over."""
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    unique, where = np.unique(edges, axis=0, return_inverse=True)
+    ab, bc, ca = where.reshape(3, -1) + count
+    a, b, c = faces.T
+    new = np.concatenate([np.stack(f, 1) for f in ((a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca))])
+    return new, _with_middles(unique, count)
+
+
+def split_longest(points: np.ndarray, faces: np.ndarray, extra: int) -> tuple[np.ndarray, sparse.csr_matrix]:
+    """`extra` new vertices in the middle of the longest edges, one per triangle at most, to reach an exact count; as `subdivide`."""
+    count = len(points)
+    owner: dict[tuple[int, int], int] = {}
+    for f, (a, b, c) in enumerate(faces.tolist()):
+        for edge in ((a, b), (b, c), (c, a)):
+            owner[edge] = f
+    edges = np.array([edge for edge in owner if edge[0] < edge[1]])
+    order = np.argsort(-np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1), kind="stable")
+    used: set[int] = set()
+    chosen = []
+    for a, b in edges[order].tolist():
+        pair = {owner[a, b], owner[b, a]}
+        if len(chosen) < extra and not pair & used:
+            used |= pair
+            chosen.append((a, b))
+    if len(chosen) < extra:
+        raise ValueError(f"only {len(chosen)} edges can be split, {extra} are needed")
+    kept = [list(faces[f]) for f in range(len(faces)) if f not in used]
+    for new, (a, b) in enumerate(chosen, start=count):
+        for f in (owner[a, b], owner[b, a]):
+            i, j, k = faces[f].tolist()
+            while (i, j) not in ((a, b), (b, a)):
+                i, j, k = j, k, i
+            kept += [[i, new, k], [new, j, k]]
+    return np.array(kept), _with_middles(np.array(chosen), count)
+
+
+def _with_middles(edges: np.ndarray, count: int) -> sparse.csr_matrix:
+    half = sparse.csr_matrix(
+        (np.full(2 * len(edges), 0.5), (np.repeat(np.arange(len(edges)), 2), edges.ravel())), shape=(len(edges), count)
+    )
+    return sparse.vstack([sparse.identity(count), half]).tocsr()
+
+
 def averaging(faces: np.ndarray, count: int) -> sparse.csr_matrix:
     """(count, count) matrix that replaces each vertex value by the mean of its neighbours'."""
     pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])

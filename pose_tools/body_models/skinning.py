@@ -59,7 +59,9 @@ def tree_levels(parents: tuple[int, ...]) -> Tree:
     return Tree([j for level in levels for j in level], [len(level) for level in levels], places)
 
 
-def pose_and_skin(rotations: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, arrays: Arrays, tree: Tree) -> tuple[torch.Tensor, torch.Tensor]:
+def pose_and_skin(
+    rotations: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, arrays: Arrays, tree: Tree
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Vertices (B, V, 3) and joints (B, J, 3) from `rotations` (B, J, 3, 3) relative to the parents, `betas` (B, n) and `transl`
     (B, 3). Differentiable once, in all three."""
     return _Skinned.apply(rotations, betas, transl, arrays, tree)
@@ -70,7 +72,7 @@ class _Skinned(torch.autograd.Function):
     def forward(ctx, rotations, betas, transl, arrays: Arrays, tree: Tree):
         batch, count = rotations.shape[:2]
         rotations = rotations.index_select(1, arrays.by_level)
-        feature = torch.cat([betas, (rotations[:, 1:] - arrays.identity).view(batch, -1)], 1)
+        feature = torch.cat([betas, (rotations[:, 1:] - arrays.identity).flatten(1)], 1)
         centres = torch.addmm(arrays.joints_at_rest, betas, arrays.joint_dirs).view(batch, count, 4, 1)
         point = centres[:, :, :3]
         local = torch.cat([torch.cat([rotations, point - rotations @ point], 3), arrays.bottom.expand(batch, -1, -1, -1)], 2)
@@ -105,13 +107,17 @@ class _Skinned(torch.autograd.Function):
         # A rest position enters through its own shift, c − R c, and as the point the joint's transform moves.
         grad_centres = world.transpose(2, 3) @ grad_joints
         grad_centres[:, :, :3] += grad_shift - rotations.transpose(2, 3) @ grad_shift
-        grad_betas = torch.addmm(grad_feature[:, :shapes], grad_centres.reshape(batch, -1), arrays.joint_dirs.T)
+        grad_betas = torch.addmm(grad_feature[:, :shapes], grad_centres.flatten(1), arrays.joint_dirs.T)
         return grad_rotations.index_select(1, arrays.place), grad_betas, grad_shift[:, 0, :, 0], None, None
 
 
 def _chain_backward(grad: torch.Tensor, local: torch.Tensor, world: torch.Tensor, tree: Tree) -> torch.Tensor:
     """Gradients of the joints' own transforms (B, J, 3, 4), from those of the world transforms `grad` (B, J, 3, 4), which are used up."""
-    grads, own, turns = grad.split(tree.sizes, 1), local.transpose(2, 3).split(tree.sizes, 1), world[..., :3].transpose(2, 3).split(tree.sizes, 1)
+    grads, own, turns = (
+        grad.split(tree.sizes, 1),
+        local.transpose(2, 3).split(tree.sizes, 1),
+        world[..., :3].transpose(2, 3).split(tree.sizes, 1),
+    )
     parts = []
     for depth in range(len(tree.parents), 0, -1):
         parents, above = tree.parents[depth - 1], grads[depth - 1]
@@ -170,3 +176,25 @@ def _skin_backward(grad: torch.Tensor, rest: torch.Tensor, world: torch.Tensor, 
         work[:, :, 3] = rows
         torch.mm(work.view(-1, count), arrays.weights.T, out=grad_flat[12 * part.start : 12 * part.stop])
     return grad_feature, grad_flat.view(batch, 12, joints).transpose(1, 2).reshape(batch, joints, 3, 4)
+
+
+def rotations_from_axis_angle(axis_angle: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices (…, 3, 3) from axis-angle (…, 3) radians, by Rodrigues: R = I + s·[a]ₓ + c·[a]ₓ² with s = sin θ / θ and
+    c = (1 − cos θ) / θ².
+
+    Near zero s and c come from their series, so the slopes are right there to the last digit: `geometry.axis_angle_to_matrix`
+    loses their first-order part below 1e-6 radians (1e-6 in the recorded gradients).
+    """
+    square = (axis_angle * axis_angle).sum(-1, keepdim=True)
+    small = square < 1e-4
+    safe = torch.where(small, torch.ones_like(square), square)
+    angle = safe.sqrt()
+    half = torch.sin(0.5 * angle)
+    s = torch.where(small, 1 - square / 6 * (1 - square / 20), torch.sin(angle) / angle)
+    c = torch.where(small, 0.5 - square / 24 * (1 - square / 30), 2 * half * half / safe)
+    x, y, z = axis_angle.unbind(-1)
+    s, c = s.squeeze(-1), c.squeeze(-1)
+    xx, yy, zz, xy, xz, yz = c * x * x, c * y * y, c * z * z, c * x * y, c * x * z, c * y * z
+    sx, sy, sz = s * x, s * y, s * z
+    flat = torch.stack([1 - yy - zz, xy - sz, xz + sy, xy + sz, 1 - xx - zz, yz - sx, xz - sy, yz + sx, 1 - xx - yy], -1)
+    return flat.unflatten(-1, (3, 3))

@@ -7,14 +7,13 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
-_STEP = 1e-3
-
 Field = Callable[[np.ndarray], np.ndarray]
 """Points (N, 3) → signed distances (N,), both in the same unit."""
 
 
 def cones(points: np.ndarray, start: np.ndarray, end: np.ndarray, r_start: np.ndarray, r_end: np.ndarray) -> np.ndarray:
-    """Approximate signed distances (N, K) from `points` (N, 3) to K capsules from `start` to `end` (K, 3) whose radius runs from `r_start` to `r_end` (K,)."""
+    """Approximate signed distances (N, K) from `points` (N, 3) to K capsules from `start` to `end` (K, 3) whose
+    radius runs from `r_start` to `r_end` (K,)."""
     axis = end - start
     length = np.maximum((axis * axis).sum(1), 1e-12)
     # |p − a − t·axis|² multiplied out: products of (N, 3) and (3, K) instead of (N, K, 3) arrays.
@@ -38,18 +37,29 @@ def slope(field: Field, points: np.ndarray, step: float) -> tuple[np.ndarray, np
     return values[0], (values[1:] - values[0]).T / step
 
 
-def settle(field: Field, points: np.ndarray, free: np.ndarray, pace: np.ndarray, mean: sparse.spmatrix, rounds: tuple[int, int, int] = (5, 11, 2)) -> np.ndarray:
+def settle(
+    field: Field,
+    points: np.ndarray,
+    free: np.ndarray,
+    pace: np.ndarray,
+    mean: sparse.spmatrix,
+    rounds: tuple[int, int, int],
+    step: float = 1e-3,
+    furthest: float = 4.0,
+) -> np.ndarray:
     """Pull `points` (N, 3) onto the surface (field = 0), even out their spacing along it, and pull again.
 
-    `free` (N, 3): 1 where a coordinate may move. `pace` (N,): share of the way to the neighbours' mean per round. `mean`: see `meshing.averaging`.
+    `free` (N, 3): 1 where a coordinate may move. `pace` (N,): share of the way to the neighbours' mean per round. `mean`: see
+    `meshing.averaging`.
+    `rounds`: of pulling, evening, pulling. `step` of the differences and `furthest` move at a time are in the points' unit.
     """
     approach, relax, finish = rounds
     for i in range(approach + relax + finish):
-        value, normal = slope(field, points, _STEP)
+        value, normal = slope(field, points, step)
         normal = normal * free
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 0.2)
         if approach <= i < approach + relax:
             shift = pace[:, None] * free * (mean @ points - points)
             points = points + shift - normal * (shift * normal).sum(1, keepdims=True)
-        points = points - normal * np.clip(value, -4.0, 4.0)[:, None]
+        points = points - normal * np.clip(value, -furthest, furthest)[:, None]
     return points

@@ -86,7 +86,7 @@ class _Reach:
         begin = np.array([-5.0, -5.0, -5.0, -5.0, -10.0])
         end = np.array([13.0, 13.0, 12.0, 13.0, 20.0])
         active = _step((self.along - begin) / (end - begin))
-        closeness = np.exp(-np.maximum(self.away - 6.0, 0.0) ** 2 / (2 * 4.5**2))
+        closeness = np.exp(-(np.maximum(self.away - 6.0, 0.0) ** 2) / (2 * 4.5**2))
         closeness[:, 4] = _step((30.0 - self.away[:, 4]) / 18.0)
         share = active * closeness
         tube = mesh.owner >= 0
@@ -117,6 +117,11 @@ def _skin_weights(mesh: hand_mesh.HandMesh, reach: _Reach) -> np.ndarray:
         weights[:, 3 * k + 1] = reach.share[:, k] * (1 - past[0])
         weights[:, 3 * k + 2] = reach.share[:, k] * past[0] * (1 - past[1])
         weights[:, 3 * k + 3] = reach.share[:, k] * past[0] * past[1]
+    # Where tubes grow out of the palm, neighbours on a short edge may belong to far stations: even them out.
+    mean = meshing.averaging(mesh.faces, len(weights))
+    base = (mesh.owner < 0) | (mesh.station < np.array([27.0, 29.0, 23.5, 27.0, 41.0])[mesh.owner])
+    for _ in range(4):
+        weights = weights + np.where(base, 0.5, 0.0)[:, None] * (mean @ weights - weights)
     return weights / weights.sum(1, keepdims=True)
 
 
@@ -189,7 +194,7 @@ def _mean_pose() -> np.ndarray:
 
 def _pose_components() -> np.ndarray:
     """hands_components (45, 45), orthonormal rows, the strongest ways a hand moves first: closing, pointing, fanning, opposing …"""
-    long_four, curl, none = slice(0, 4), np.array([1.0, 1.2, 0.7]), np.zeros((5, 3))
+    curl, none = np.array([1.0, 1.2, 0.7]), np.zeros((5, 3))
     moves = []
 
     def add(flexion: np.ndarray, spread: tuple[float, ...] = (0, 0, 0, 0, 0)) -> None:

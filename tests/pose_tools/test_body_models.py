@@ -1,0 +1,581 @@
+"""MANO and SMPL: agreement with the recorded layer and with smplx, the stand-ins' geometry, and the safe reading of files."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from pose_tools.body_models import (
+    Mano,
+    Smpl,
+    UnsafePickleError,
+    articulation,
+    load_mano,
+    load_smpl,
+    mirror_arrays,
+    read_body_pickle,
+    smplx_adapter,
+    standin_body_arrays,
+    standin_hand_arrays,
+)
+from pose_tools.body_models.kinematics import MANO_PARENTS, TIP_VERTICES, kintree_table
+from pose_tools.geometry import axis_angle_to_matrix
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "mano" / "a_mano_layer.npz"
+TOLERANCE = {"f64": 5e-8, "f32": 1e-6}
+
+
+def synthetic_mano() -> dict:
+    """The model the recordings were made with, drawn as tests/fixtures/mano/README.md says."""
+    rs = np.random.RandomState(20190322)
+    d = {"v_template": rs.standard_normal((778, 3)) * [0.03, 0.01, 0.05]}
+    d["shapedirs"] = rs.standard_normal((778, 3, 10)) * 0.002
+    d["posedirs"] = rs.standard_normal((778, 3, 135)) * 0.0005
+    d["J_regressor"] = rs.random_sample((16, 778)) ** 40
+    d["J_regressor"] /= d["J_regressor"].sum(1, keepdims=True)
+    d["weights"] = rs.random_sample((778, 16)) ** 8
+    d["weights"] /= d["weights"].sum(1, keepdims=True)
+    d["hands_components"] = rs.standard_normal((45, 45))
+    d["hands_components"] /= np.linalg.norm(d["hands_components"], axis=1, keepdims=True)
+    d["hands_mean"] = rs.standard_normal(45) * 0.2
+    d["f"] = rs.randint(0, 778, (1538, 3)).astype(np.uint32)
+    d["kintree_table"] = kintree_table(MANO_PARENTS)
+    d["J"] = d["J_regressor"] @ d["v_template"]
+    d["bs_style"], d["bs_type"] = "lbs", "lrotmin"
+    return d
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, np.ndarray]:
+    with np.load(FIXTURE) as file:
+        return dict(file)
+
+
+def random_pose(batch: int, joints: int, seed: int = 0, scale: float = 0.5) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(batch, n, generator=g) * s for n, s in ((3, 1.0), (3 * joints, scale), (10, 1.0), (3, 0.3)))
+
+
+# ---------------------------------------------------------------- agreement with the recordings and with smplx
+
+
+def test_synthetic_model_has_the_recorded_check_sums():
+    d = synthetic_mano()
+    assert d["v_template"].sum() == pytest.approx(-2.6575395052879713, abs=1e-10)
+    assert np.abs(d["posedirs"]).sum() == pytest.approx(125.73150549495378, abs=1e-8)
+    assert (d["weights"] ** 2).sum() == pytest.approx(231.40880398816532, abs=1e-8)
+    assert int(d["f"].sum()) == 1789295
+
+
+@pytest.mark.parametrize("precision", ["f64", "f32"])
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("kind", ["aa", "pca6", "pca12", "pca44", "pca45_true", "rotmat"])
+def test_mano_agrees_with_the_recorded_layer(recorded, precision, flat, kind):
+    tag = f"{precision}.layer_rotmat" if kind == "rotmat" else f"{precision}.{kind}.{'flat' if flat else 'meanpose'}"
+    if f"{tag}.verts_sum" not in recorded:
+        pytest.skip(f"{tag} was not recorded")
+    dtype = torch.float64 if precision == "f64" else torch.float32
+    mano = Mano.from_arrays(synthetic_mano(), "right").to(dtype)
+    orient, pose, betas, transl, coefficients = (
+        torch.tensor(recorded[n], dtype=dtype) for n in ("global_orient", "hand_pose", "betas", "transl", "pca_coeffs")
+    )
+    pose_format = "axis_angle"
+    if kind == "rotmat":
+        orient, pose, pose_format = (
+            *(torch.tensor(recorded[f"layer.{n}_rotmat"], dtype=dtype) for n in ("global_orient", "hand_pose")),
+            "rotation_matrix",
+        )
+    elif kind.startswith("pca"):
+        pose, pose_format = coefficients[:, : int(kind.removeprefix("pca").removesuffix("_true"))], "pca"
+    out = mano(orient, pose, betas, transl, pose_format=pose_format, flat_hand_mean=flat)
+    tolerance = TOLERANCE[precision]
+    np.testing.assert_allclose(out.vertices[:, recorded["vertex_subset"]].numpy(), recorded[f"{tag}.verts_subset"], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(out.joints_16.numpy(), recorded[f"{tag}.joints16"], rtol=0, atol=tolerance)
+    if precision == "f64":
+        np.testing.assert_allclose(out.vertices.sum((1, 2)).numpy(), recorded[f"{tag}.verts_sum"], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(out.vertices.abs().sum((1, 2)).numpy(), recorded[f"{tag}.verts_abs_sum"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("tips", sorted(TIP_VERTICES))
+def test_21_joints_in_freihand_order_with_each_tip_convention(recorded, tips):
+    mano = Mano.from_arrays(synthetic_mano(), "right").double()
+    inputs = (torch.tensor(recorded[n], dtype=torch.float64) for n in ("global_orient", "hand_pose", "betas", "transl"))
+    joints = mano(*inputs, flat_hand_mean=False, tips=tips).joints
+    np.testing.assert_allclose(joints.numpy(), recorded[f"f64.aa.meanpose.joints21_freihand_order.tips_{tips}"], rtol=0, atol=5e-8)
+
+
+def test_gradients_agree_with_the_recorded_ones_and_are_finite(recorded):
+    mano = Mano.from_arrays(synthetic_mano(), "right").double()
+    names = ("global_orient", "hand_pose", "betas", "transl")
+    inputs = [torch.tensor(recorded[n], dtype=torch.float64, requires_grad=True) for n in names]
+    out = mano(*inputs, flat_hand_mean=False)
+    loss = (out.vertices * torch.tensor(np.random.RandomState(11).standard_normal((8, 778, 3)))).sum()
+    loss = loss + (out.joints_16 * torch.tensor(np.random.RandomState(12).standard_normal((8, 16, 3)))).sum()
+    assert loss.item() == pytest.approx(float(recorded["grad.loss"]), abs=2e-6)
+    for name, grad in zip(names, torch.autograd.grad(loss, inputs), strict=True):
+        assert torch.isfinite(grad).all(), name
+        np.testing.assert_allclose(grad.numpy(), recorded[f"grad.{name}"], rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("angle", [0.0, np.pi])
+def test_gradients_at_zero_and_half_turns_are_the_true_slopes(angle):
+    mano = load_mano().double()
+    pose = torch.zeros(1, 45, dtype=torch.float64)
+    pose[0, ::3] = angle
+    orient = torch.tensor([[0.0, angle, 0.0]], dtype=torch.float64)
+    w = torch.randn(1, 778, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def value(p: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        return (mano(r, p).vertices * w).sum()
+
+    pose.requires_grad_(), orient.requires_grad_()
+    grads = torch.autograd.grad(value(pose, orient), (pose, orient))
+    with torch.no_grad():
+        for k in (0, 1, 17, 44):
+            step = torch.zeros_like(pose)
+            step[0, k] = 1e-6
+            slope = (value(pose + step, orient) - value(pose - step, orient)) / 2e-6
+            assert grads[0][0, k].item() == pytest.approx(slope.item(), abs=2e-6)
+        for k in range(3):
+            step = torch.zeros_like(orient)
+            step[0, k] = 1e-6
+            assert grads[1][0, k].item() == pytest.approx(
+                ((value(pose, orient + step) - value(pose, orient - step)) / 2e-6).item(), abs=2e-6
+            )
+
+
+@pytest.mark.parametrize("model", ["left hand", "right hand", "body"])
+def test_stand_ins_agree_with_smplx_values_and_gradients(model):
+    joints = 23 if model == "body" else 15
+    arrays = (
+        standin_body_arrays()
+        if model == "body"
+        else standin_hand_arrays()
+        if model == "right hand"
+        else mirror_arrays(standin_hand_arrays())
+    )
+    ours = Smpl.from_arrays(arrays) if model == "body" else Mano.from_arrays(arrays, model.split()[0])
+    theirs = smplx_adapter.smpl_layer(arrays) if model == "body" else smplx_adapter.mano_layer(arrays, model.split()[0])
+    orient, pose, betas, transl = random_pose(3, joints)
+    rotations = axis_angle_to_matrix(torch.cat([orient, pose], 1).view(3, joints + 1, 3)).requires_grad_()
+    betas.requires_grad_(), transl.requires_grad_()
+    out = ours(rotations[:, 0], rotations[:, 1:], betas, transl, pose_format="rotation_matrix")
+    ref = theirs(
+        global_orient=rotations[:, :1], betas=betas, transl=transl, **{"body_pose" if model == "body" else "hand_pose": rotations[:, 1:]}
+    )
+    raw = out.joints if model == "body" else out.joints_16
+    torch.testing.assert_close(out.vertices, ref.vertices, rtol=0, atol=2e-6)
+    torch.testing.assert_close(raw, ref.joints[:, : joints + 1], rtol=0, atol=2e-6)
+    w = torch.randn(out.vertices.shape, generator=torch.Generator().manual_seed(2))
+    mine = torch.autograd.grad((out.vertices * w).sum() + raw.sum(), (rotations, betas, transl))
+    other = torch.autograd.grad((ref.vertices * w).sum() + ref.joints[:, : joints + 1].sum(), (rotations, betas, transl))
+    for a, b in zip(mine, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_backward_is_the_slope_of_forward_for_every_input():
+    mano = load_mano().double()
+    rotations = axis_angle_to_matrix(
+        torch.randn(2, 16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ).requires_grad_()
+    betas, transl = torch.zeros(2, 10, dtype=torch.float64, requires_grad=True), torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def some(r: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out = mano(r[:, 0], r[:, 1:], b, t, pose_format="rotation_matrix")
+        return torch.cat([out.vertices[:, ::100].flatten(), out.joints.flatten()])
+
+    assert torch.autograd.gradcheck(some, (rotations, betas, transl), eps=1e-6, atol=1e-7)
+
+
+# ---------------------------------------------------------------- equalities
+
+
+@pytest.mark.parametrize("batch", [1, 2, 70])
+def test_batch_equals_single(batch):
+    mano = load_mano()
+    inputs = random_pose(batch, 15)
+    together = mano(*inputs)
+    alone = [mano(*(x[i : i + 1] for x in inputs)) for i in range(batch)]
+    torch.testing.assert_close(together.vertices, torch.cat([o.vertices for o in alone]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(together.joints, torch.cat([o.joints for o in alone]), rtol=0, atol=1e-6)
+
+
+def test_one_shape_goes_with_many_poses_and_no_shape_is_zeros():
+    mano = load_mano()
+    orient, pose, betas, transl = random_pose(4, 15)
+    torch.testing.assert_close(
+        mano(orient, pose, betas[:1]).vertices, mano(orient, pose, betas[:1].expand(4, -1), torch.zeros(4, 3)).vertices
+    )
+    assert mano(orient[:0], pose[:0]).joints.shape == (0, 21, 3)
+
+
+def test_left_is_the_mirrored_right():
+    orient, pose, betas, transl = random_pose(3, 15)
+    flip = torch.tensor([1.0, -1.0, -1.0])
+    mirror = torch.tensor([-1.0, 1.0, 1.0])
+    right = load_mano()(orient, pose, betas, transl)
+    left = load_mano(side="left")(orient * flip, pose * flip.repeat(15), betas, transl * mirror)
+    torch.testing.assert_close(left.vertices, right.vertices * mirror, rtol=0, atol=1e-6)
+    torch.testing.assert_close(left.joints, right.joints * mirror, rtol=0, atol=1e-6)
+    relative = load_mano(side="left")(orient * flip, pose * flip.repeat(15), betas, transl * mirror, flat_hand_mean=False)
+    torch.testing.assert_close(
+        relative.vertices, load_mano()(orient, pose, betas, transl, flat_hand_mean=False).vertices * mirror, rtol=0, atol=1e-6
+    )
+    twice = mirror_arrays(mirror_arrays(standin_hand_arrays()))
+    for name in ("v_template", "shapedirs", "posedirs", "f", "hands_mean", "hands_components"):
+        np.testing.assert_array_equal(twice[name], standin_hand_arrays()[name])
+
+
+def test_formats_of_one_pose_agree():
+    mano = load_mano().double()
+    orient, pose, betas, transl = (x.double() for x in random_pose(3, 15))
+    plain = mano(orient, pose, betas, transl).vertices
+    matrices = mano(
+        axis_angle_to_matrix(orient), axis_angle_to_matrix(pose.view(3, 15, 3)), betas, transl, pose_format="rotation_matrix"
+    ).vertices
+    coefficients = (pose - mano.hands_mean) @ torch.linalg.inv(mano.hands_components)
+    pca = mano(orient, coefficients, betas, transl, pose_format="pca", flat_hand_mean=False).vertices
+    torch.testing.assert_close(matrices, plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pca, plain, rtol=0, atol=1e-7)
+    torch.testing.assert_close(mano.absolute_pose(coefficients, pose_format="pca"), pose, rtol=0, atol=1e-7)
+
+
+def test_mixed_precision_leaves_the_layer_in_float32_and_float64_inputs_in_float64():
+    mano = load_mano()
+    inputs = random_pose(2, 15)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = mano(*inputs)
+    torch.testing.assert_close(mixed.vertices, mano(*inputs).vertices, rtol=0, atol=0)
+    assert mano(*(x.bfloat16() for x in inputs)).vertices.dtype == torch.float32
+    assert mano(*(x.double() for x in inputs)).vertices.dtype == torch.float64
+
+
+def test_moving_the_model_after_a_call_moves_its_constants():
+    mano = load_mano()
+    inputs = random_pose(1, 15)
+    before = mano(*inputs).vertices
+    torch.testing.assert_close(mano.double()(*(x.double() for x in inputs)).vertices.float(), before, rtol=0, atol=1e-6)
+    assert mano.float()(*inputs).vertices.dtype == torch.float32
+
+
+# ---------------------------------------------------------------- the stand-ins
+
+
+def edges_of(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    directed = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return directed, np.unique(np.sort(directed, 1), axis=0)
+
+
+def crossings(vertices: np.ndarray, faces: np.ndarray) -> int:
+    """How often an edge of one triangle passes through another triangle that shares no vertex with it."""
+    corners = vertices[faces]
+    centre = corners.mean(1)
+    reach = np.linalg.norm(corners - centre[:, None], axis=2).max(1)
+    near = cKDTree(centre).query_pairs(2 * reach.max(), output_type="ndarray")
+    near = near[np.linalg.norm(centre[near[:, 0]] - centre[near[:, 1]], axis=1) < reach[near].sum(1)]
+    pairs = np.concatenate([near, near[:, ::-1]])
+    apart = ~(faces[pairs[:, 0]][:, :, None] == faces[pairs[:, 1]][:, None, :]).any((1, 2))
+    pairs = pairs[apart]
+    a, b, c = (corners[pairs[:, 1], k] for k in range(3))
+    found = 0
+    for k in range(3):
+        p, d = corners[pairs[:, 0], k], corners[pairs[:, 0], (k + 1) % 3] - corners[pairs[:, 0], k]
+        h = np.cross(d, c - a)
+        det = ((b - a) * h).sum(1)
+        det = np.where(np.abs(det) < 1e-20, np.nan, det)
+        s = p - a
+        q = np.cross(s, b - a)
+        u, v, t = (s * h).sum(1) / det, (d * q).sum(1) / det, ((c - a) * q).sum(1) / det
+        found += int(((u > 0) & (v > 0) & (u + v < 1) & (t > 0) & (t < 1)).sum())
+    return found
+
+
+def test_crossings_finds_a_crossing():
+    points = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0.2, 0.2, -0.5], [0.2, 0.2, 0.5], [0.9, 0.9, 0.5]], float)
+    faces = np.array([[0, 1, 2], [3, 4, 5]])
+    assert crossings(points, faces) > 0
+    points[3:, 2] += 1
+    assert crossings(points, faces) == 0
+
+
+def test_hand_mesh_is_one_sheet_with_an_open_wrist_and_no_self_intersection():
+    a = standin_hand_arrays()
+    faces = a["f"].astype(int)
+    directed, edges = edges_of(faces)
+    assert a["v_template"].shape == (778, 3) and faces.shape == (1538, 3)
+    assert len(np.unique(directed, axis=0)) == len(directed), "every edge is walked once each way"
+    assert 778 - len(edges) + 1538 == 1, "a disc"
+    rim = {tuple(e) for e in directed} - {tuple(e[::-1]) for e in directed}
+    assert len(rim) == 16
+    assert np.ptp(a["v_template"][[i for i, _ in rim], 0]) < 1e-12, "the wrist is cut straight"
+    assert crossings(a["v_template"], faces) == 0
+    area = np.linalg.norm(np.cross(*(a["v_template"][faces[:, k]] - a["v_template"][faces[:, 0]] for k in (1, 2))), axis=1) / 2
+    assert area.min() > 1e-6
+
+
+def test_hand_has_manos_size_axes_and_tips():
+    a = standin_hand_arrays()
+    joints = load_mano()(torch.zeros(1, 3), torch.zeros(1, 45)).joints[0].numpy()
+    np.testing.assert_allclose(a["J"][0], [0.0957, 0.0064, 0.0062], atol=1e-12)
+    assert 0.17 < np.linalg.norm(joints[12] - joints[0]) < 0.19
+    tips = joints[[4, 8, 12, 16, 20]]
+    assert tips[:, 0].argmin() == 2 and tips[0, 2] == tips[:, 2].max(), "fingers along −x, the middle one longest; thumb towards +z"
+    for ids in TIP_VERTICES.values():
+        assert np.linalg.norm(a["v_template"][list(ids)] - tips, axis=1).max() < 0.007
+    faces = a["f"].astype(int)
+    p, q, r = (a["v_template"][faces[:, k]] for k in range(3))
+    assert np.einsum("fk,fk->", p - joints[0], np.cross(q - joints[0], r - joints[0])) > 0, "faces look outward"
+
+
+def test_hand_arrays_are_consistent_and_always_the_same():
+    a = standin_hand_arrays()
+    weights, regressor = a["weights"], a["J_regressor"].toarray()
+    assert weights.min() >= 0 and regressor.min() >= 0
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-12)
+    np.testing.assert_allclose(regressor.sum(1), 1, atol=1e-9)
+    np.testing.assert_allclose(a["hands_components"] @ a["hands_components"].T, np.eye(45), atol=1e-12)
+    _, edges = edges_of(a["f"].astype(int))
+    assert np.abs(weights[edges[:, 0]] - weights[edges[:, 1]]).max() < 0.65, "no edge jumps from one bone to another"
+    standin_hand_arrays.cache_clear()
+    again = standin_hand_arrays()
+    for name in ("v_template", "f", "weights", "shapedirs", "posedirs", "hands_coeffs"):
+        np.testing.assert_array_equal(again[name], a[name])
+
+
+def test_hand_keeps_its_skin_apart_in_shapes_and_open_poses():
+    mano, faces = load_mano(), standin_hand_arrays()["f"].astype(int)
+    poses = torch.tensor(np.array([articulation.named_pose(n) for n in ("relaxed", "pinch", "grasp", "spread")]), dtype=torch.float32)
+    betas = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    for vertices in (mano(torch.zeros(4, 3), poses).vertices, mano(torch.zeros(4, 3), torch.zeros(4, 45), betas).vertices):
+        assert [crossings(v.double().numpy(), faces) for v in vertices] == [0] * 4
+
+
+def test_fist_closes_and_pinch_meets():
+    mano = load_mano()
+    poses = torch.tensor(np.array([articulation.named_pose(n) for n in ("flat", "fist", "pinch")]), dtype=torch.float32)
+    joints = mano(torch.zeros(3, 3), poses).joints
+    reach = (joints[:, [8, 12, 16, 20]] - joints[:, :1]).norm(dim=-1)
+    assert (reach[1] < 0.65 * reach[0]).all()
+    assert (joints[2, 4] - joints[2, 8]).norm() < 0.02 < (joints[0, 4] - joints[0, 8]).norm()
+    with pytest.raises(ValueError, match="no hand pose named 'wave'"):
+        articulation.named_pose("wave")
+
+
+def test_body_mesh_is_closed_and_stands_as_smpl_does():
+    a = standin_body_arrays()
+    faces = a["f"].astype(int)
+    directed, edges = edges_of(faces)
+    assert a["v_template"].shape == (6890, 3) and faces.shape == (13776, 3)
+    assert 6890 - len(edges) + 13776 == 2 and {tuple(e) for e in directed} == {tuple(e[::-1]) for e in directed}
+    p, q, r = (a["v_template"][faces[:, k]] for k in range(3))
+    assert 0.05 < np.einsum("fk,fk->", p, np.cross(q, r)) / 6 < 0.10, "a body of 50 to 100 litres, faces outward"
+    height = np.ptp(a["v_template"][:, 1])
+    assert 1.6 < height < 1.8 and abs(np.ptp(a["v_template"][:, 0]) - height) < 0.1
+    joints = load_smpl()(torch.zeros(1, 3), torch.zeros(1, 69)).joints[0].numpy()
+    np.testing.assert_allclose(joints, a["J"], atol=1e-6)
+    assert joints[1, 0] > 0 > joints[2, 0] and joints[22, 0] > 0.6 and joints[10, 2] > joints[7, 2], "left is +x, toes ahead"
+    np.testing.assert_allclose(a["weights"].sum(1), 1, atol=1e-12)
+    assert crossings(a["v_template"], faces) == 0
+
+
+# ---------------------------------------------------------------- files
+
+
+class _Chumpy:
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+
+@pytest.fixture
+def chumpy(monkeypatch):
+    """Modules named like chumpy's, so that pickles can be written as the published files are."""
+    made = {}
+    for module, name in (("chumpy.ch", "Ch"), ("chumpy.reordering", "Select")):
+        made[name] = type(name, (_Chumpy,), {"__module__": module})
+        fake = types.ModuleType(module)
+        setattr(fake, name, made[name])
+        monkeypatch.setitem(sys.modules, module, fake)
+    monkeypatch.setitem(sys.modules, "chumpy", types.ModuleType("chumpy"))
+    return made
+
+
+def as_published(arrays: dict, made: dict) -> dict:
+    """`arrays` with shapedirs the way MANO's file has it: a selection from a larger chumpy array."""
+    base, chosen = made["Ch"](), made["Select"]()
+    flat = np.concatenate([np.zeros(5), arrays["shapedirs"].ravel()])
+    base.__dict__.update(x=flat, _dirty_vars=set(), _itr=None)
+    chosen.__dict__.update(a=base, idxs=np.arange(5, len(flat)), preferred_shape=arrays["shapedirs"].shape, _cache={})
+    return {**arrays, "shapedirs": chosen, "J_regressor": sparse.csc_matrix(arrays["J_regressor"])}
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+def test_a_published_file_reads_as_the_arrays_it_was_written_from(tmp_path, chumpy, protocol):
+    arrays = standin_hand_arrays()
+    path = tmp_path / "MANO_RIGHT.pkl"
+    path.write_bytes(pickle.dumps(as_published(arrays, chumpy), protocol=protocol))
+    for module in ("chumpy", "chumpy.ch", "chumpy.reordering"):
+        sys.modules.pop(module)
+    got = read_body_pickle(path)
+    for name in ("v_template", "shapedirs", "posedirs", "weights", "f", "hands_mean"):
+        np.testing.assert_array_equal(got[name], arrays[name])
+    np.testing.assert_array_equal(got["J_regressor"].toarray(), arrays["J_regressor"].toarray())
+    inputs = random_pose(2, 15)
+    for given_path in (path, tmp_path):
+        torch.testing.assert_close(load_mano(given_path)(*inputs).vertices, load_mano()(*inputs).vertices, rtol=0, atol=0)
+
+
+def test_npz_and_smpl_files_load(tmp_path):
+    arrays = standin_body_arrays()
+    dense = {**arrays, "J_regressor": arrays["J_regressor"].toarray()}
+    np.savez(tmp_path / "SMPL_FEMALE.npz", **dense)
+    inputs = random_pose(1, 23)
+    torch.testing.assert_close(load_smpl(tmp_path, "female")(*inputs).vertices, load_smpl()(*inputs).vertices, rtol=0, atol=0)
+    with pytest.raises(FileNotFoundError, match="SMPL_MALE.pkl"):
+        load_smpl(tmp_path, "male")
+
+
+class _Bomb:
+    def __init__(self, call, *arguments):
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+@pytest.mark.parametrize("call", [eval, exec, getattr, __import__, print, np.load, np.frombuffer, open])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, capsys, call, protocol):
+    path = tmp_path / "MANO_RIGHT.pkl"
+    path.write_bytes(pickle.dumps({"v_template": _Bomb(call, str(tmp_path / "made"), "w")}, protocol=protocol))
+    with pytest.raises(UnsafePickleError, match="MANO_RIGHT.pkl.*nothing was run"):
+        load_mano(path)
+    assert not (tmp_path / "made").exists() and capsys.readouterr().out == ""
+
+
+def test_allowed_names_cannot_be_bent(tmp_path):
+    path = tmp_path / "x.pkl"
+    for attack in (
+        b"cchumpy.os\nsystem\n(S'true'\ntR.",  # a chumpy name makes an empty record, never a module's function
+        b"ccopy_reg\n_reconstructor\n(c__builtin__\nset\nc__builtin__\nobject\nNtR.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(c__builtin__\nset\n(I0\ntS'b'\ntR.",
+        b"cnumpy\nndarray.tofile\n.",
+        b"cchumpy\nch.os.system\n.",
+        b"Pid\n.",
+        b"",
+        b"\x80\x02",
+        b"(lp0\n.",
+    ):
+        path.write_bytes(attack)
+        with pytest.raises(ValueError, match="x.pkl"):
+            load_mano(path)
+
+
+@pytest.fixture(scope="module")
+def small_pickle() -> bytes:
+    content = {"a": np.arange(6.0).reshape(2, 3), "m": sparse.csc_matrix(np.eye(3)), "s": "lbs", "n": np.float64(2.5)}
+    return pickle.dumps(content, protocol=2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_one_clear_error_or_still_numbers(tmp_path_factory, small_pickle, data):
+    content = bytearray(small_pickle)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
+    path = tmp_path_factory.getbasetemp() / "damaged.pkl"
+    path.write_bytes(bytes(content))
+    try:
+        assert isinstance(read_body_pickle(path), dict)
+    except ValueError as error:
+        assert "damaged.pkl" in str(error)
+
+
+def test_wrong_files_are_refused_with_the_reason(tmp_path):
+    right = standin_hand_arrays()
+    left = mirror_arrays(right)
+    for name, content in (
+        ("hand", left),
+        ("MANO_LEFT", synthetic_mano()),
+        ("body", standin_body_arrays()),
+        ("other", {"a": 1}),
+        ("RIGHT", right),
+    ):
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match="hand.pkl: this is a left hand, asked for the right one"):
+        load_mano(tmp_path / "hand.pkl")
+    with pytest.raises(ValueError, match="this is a right hand, asked for the left one.*mirror_arrays"):
+        load_mano(tmp_path / "RIGHT.pkl", "left")
+    with pytest.raises(ValueError, match="this is a left hand"):
+        load_mano(tmp_path / "MANO_LEFT.pkl", "right")
+    with pytest.raises(ValueError, match="this is a SMPL body.*load_smpl"):
+        load_mano(tmp_path / "body.pkl")
+    with pytest.raises(ValueError, match="this is a MANO hand.*load_mano"):
+        load_smpl(tmp_path / "RIGHT.pkl")
+    with pytest.raises(ValueError, match="not a MANO hand: .*v_template.* missing"):
+        load_mano(tmp_path / "other.pkl")
+    with pytest.raises(FileNotFoundError, match="none.pkl: no such file"):
+        load_mano(tmp_path / "none.pkl")
+    with pytest.raises(ValueError, match="side='both'"):
+        load_mano(side="both")
+    torch.testing.assert_close(
+        load_mano(tmp_path / "hand.pkl", "left")(*random_pose(1, 15)).vertices, load_mano(side="left")(*random_pose(1, 15)).vertices
+    )
+
+
+def test_wrong_arrays_are_refused_with_the_reason():
+    good = standin_hand_arrays()
+    for change, message in (
+        ({"posedirs": good["posedirs"][:, :, :100]}, r"posedirs has shape \(778, 3, 100\)"),
+        ({"shapedirs": good["shapedirs"][:, :, :5]}, "shapedirs has shape"),
+        ({"kintree_table": np.roll(good["kintree_table"], 1, 1)}, "kintree_table has parents"),
+        ({"f": good["f"] + 700}, "faces name vertices"),
+        ({"weights": np.full((778, 16), np.nan)}, "weights holds values that are not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Mano.from_arrays({**good, **change}, "right")
+
+
+def test_the_left_files_unmirrored_shape_directions_are_repaired():
+    left = mirror_arrays(standin_hand_arrays())
+    faulty = {**left, "shapedirs": left["shapedirs"] * np.array([-1.0, 1.0, 1.0])[:, None]}
+    inputs = random_pose(2, 15)
+    torch.testing.assert_close(
+        Mano.from_arrays(faulty, "left")(*inputs).vertices, Mano.from_arrays(left, "left")(*inputs).vertices, rtol=0, atol=0
+    )
+    # A right hand with such directions is taken as it is.
+    assert not torch.allclose(Mano.from_arrays(faulty, "right")(*inputs).vertices, Mano.from_arrays(left, "right")(*inputs).vertices)
+
+
+def test_wrong_inputs_are_refused_with_the_reason():
+    mano, smpl = load_mano(), load_smpl()
+    orient, pose, betas, transl = random_pose(2, 15)
+    for arguments, options, message in (
+        ((orient, pose[:, :42]), {}, r"hand_pose has shape \(2, 42\): expected axis-angle \(B, 45\)"),
+        (
+            (orient, pose.view(2, 15, 3, 1).expand(2, 15, 3, 3)[:, :, :, :2]),
+            {"pose_format": "rotation_matrix"},
+            "expected rotation matrices",
+        ),
+        ((orient, torch.zeros(2, 46)), {"pose_format": "pca"}, "n from 1 to 45"),
+        ((orient, pose), {"pose_format": "quaternion"}, "pose_format='quaternion'"),
+        ((orient, pose), {"tips": "mine"}, "tips='mine'"),
+        ((orient, pose, betas[:, :9]), {}, r"betas has shape \(2, 9\): expected \(B, 10\)"),
+        ((orient, pose, betas, transl[:, :2]), {}, "transl has shape"),
+        ((orient, pose.repeat(2, 1)[:3]), {}, "batch sizes differ: global_orient 2, pose 3"),
+        ((orient[0], pose), {}, "global_orient has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mano(*arguments, **options)
+    with pytest.raises(ValueError, match="body_pose has shape"):
+        smpl(orient, pose)
