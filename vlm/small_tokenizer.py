@@ -16,15 +16,23 @@ PAD, END = "<pad>", "<|end|>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 TEXT_TAGS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>")  # one token each, but part of the text an answer is read from
 
-CHAT_TEMPLATE = r"""{%- if tools %}<|system|><tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools><|end|>{% endif -%}
+# The generation tags say what the model writes: an answer and its end.
+CHAT_TEMPLATE = r"""
+{%- macro written(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- if tools %}<|system|><tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools><|end|>{% endif -%}
 {%- for message in messages -%}
     {{- '<|' + message['role'] + '|>' -}}
-    {%- if message['content'] is string -%}
-        {{- message['content'] -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}{{ written(message['content']) + '<|end|>' }}{%- endgeneration -%}
     {%- else -%}
-        {%- for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor -%}
+        {{- written(message['content']) + '<|end|>' -}}
     {%- endif -%}
-    {{- '<|end|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt %}<|assistant|>{% endif -%}
 """
