@@ -115,12 +115,15 @@ def _tool_dialogues(path: Path, *, seed: int, split: str, kinds: list[str] | Non
 
 
 def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
-    from data.hoi_qa import read_hoi_qa
+    from data.hoi_qa import HOIQAError, read_hoi_qa
 
     by_picture: dict[str, list[Sample]] = {}
-    for sample in read_hoi_qa(path, **options):
-        if kinds is None or sample.targets.get("kind") in kinds:
-            by_picture.setdefault(str(picture_of(sample)), []).append(sample)
+    try:
+        for sample in read_hoi_qa(path, **options):
+            if kinds is None or sample.targets.get("kind") in kinds:
+                by_picture.setdefault(str(picture_of(sample)), []).append(sample)
+    except HOIQAError as error:
+        raise DatasetError(str(error)) from error
     groups = list(by_picture.values())[:limit]
     return Groups(len(groups), lambda index, epoch: groups[index], lambda: [Path(name) for name in by_picture])
 

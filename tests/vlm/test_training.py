@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import runpy
 import shutil
 import subprocess
 import sys
@@ -206,12 +207,14 @@ def test_a_run_can_build_its_model_and_validate(world: Path, tmp_path: Path) -> 
         validation={"datasets": [{"kind": "synthetic_referral", "path": str(world), "limit": 3}]},
         validation_rows=3,
         validate_every=2,
+        tensorboard=True,
     )
     mapping = settings_io.to_mapping(options) | {"model": None, "build": {"language_model": LLAMA, "vocab_size": 1400, **KINDS["small"]}}
     out = finetune(settings_io.from_mapping(type(options), mapping))
     HandVLM.from_pretrained(out / "start"), HandVLM.from_pretrained(out)
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries if "eval_loss" in entry] == [2]
+    assert list((out / "tensorboard").glob("events.*"))
 
 
 def test_check_shows_masks_and_budget_and_writes_nothing(base: Path, world: Path, tmp_path: Path) -> None:
@@ -221,6 +224,26 @@ def test_check_shows_masks_and_budget_and_writes_nothing(base: Path, world: Path
     assert "<image>×16" in report and "【" in report and "<|end|>】" in report
     assert "vision_tower    train" in report
     assert not (tmp_path / "out").exists() and sorted(world.rglob("*")) == before
+
+
+def test_the_command_checks_trains_and_refuses_in_one_line(base: Path, world: Path, tmp_path: Path, root: Path, capsys) -> None:
+    from vlm.commands.console import run
+
+    main = runpy.run_path(str(root / "scripts" / "finetune.py"))["main"]
+    settings_io.save(settings(tmp_path / "out", base, world), tmp_path / "run.yaml")
+    command = [str(tmp_path / "run.yaml"), "--set", "steps=1"]
+    assert run(main, [*command, "--check"]) == 0 and "1 steps of 2 pictures" in capsys.readouterr().out
+    assert run(main, command) == 0 and json.loads((tmp_path / "out" / "training.json").read_text())["steps"] == 1
+    for bad, message in (
+        (command, "holds a finished run"),
+        ([*command, "--set", "optimizer.lrr=1"], "unknown key 'lrr'; did you mean 'lr'?"),
+        ([str(tmp_path / "runn.yaml")], "runn.yaml: no such file; beside it there is run.yaml"),
+        ([*command, "--overwrite", "--merge"], "there is no adapter to merge"),
+    ):
+        capsys.readouterr()
+        assert run(main, bad) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: ") and message in last
 
 
 @pytest.mark.parametrize(

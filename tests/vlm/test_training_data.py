@@ -9,7 +9,9 @@ import pytest
 
 from data.detections import cached_detections
 from data.groups import DatasetError, JsonLines, open_groups, picture_of
+from data.hoi_qa import read_hoi_qa
 from data.sample import Sample, SampleError, Source, assistant, user
+from data.synthetic.hoi_qa_writer import write_hoi_qa
 from pose_tools.detect import detection_tokens
 from pose_tools.image_io import read_image
 from pose_tools.small_detector import load_small_detector
@@ -175,3 +177,15 @@ def test_different_pose_tokens_do_not_share_a_prefix(world, processor) -> None:
     conversations = [with_pose(sample.messages, "detection", np.full((1, 11), k, np.float32)) for k, sample in enumerate(samples[:2])]
     with pytest.raises(SampleError, match="open with different detection tokens"):
         processor.pack(conversations)
+
+
+def test_hoi_qa_is_grouped_by_frame(tmp_path) -> None:
+    list(write_hoi_qa(tmp_path, "train", 1, 2))
+    processor = tiny("minigpt")[1]
+    dataset = DatasetSettings("hoi_qa", str(tmp_path / "hoiqa_dataset" / "epic-kitchens-train.json"))
+    some = TrainingRows(DataSettings([dataset]), processor, seed=0, length=1)
+    count = len(list(read_hoi_qa(dataset.path)))
+    assert len(some.groups["hoi_qa"]) == 1 and len(some.draw(0)[0]) == count == max(some[0]["branches"]) > 1
+    (tmp_path / "hoiqa_dataset" / "other.json").write_text("{]")
+    with pytest.raises(DatasetError, match="other.json"):
+        open_groups("hoi_qa", tmp_path / "hoiqa_dataset" / "other.json")
