@@ -105,7 +105,7 @@ def _handle(radius: float, height: float, size: float, thickness: float) -> Part
     a = np.arange(7 * len(around)).reshape(7, len(around))
     b = np.roll(a, -1, axis=1)
     n = len(around)
-    faces = np.concatenate([np.stack([a, a + n, b + n], -1).reshape(-1, 3), np.stack([a, b + n, b], -1).reshape(-1, 3)])
+    faces = np.concatenate([np.stack([a, b + n, a + n], -1).reshape(-1, 3), np.stack([a, b, b + n], -1).reshape(-1, 3)])
     return vertices.reshape(-1, 3), normals.reshape(-1, 3), faces.astype(np.int32)
 
 
