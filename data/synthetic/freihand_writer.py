@@ -33,7 +33,7 @@ def write_freihand(folder: str | Path, split: factors.Split, seed: int, count: i
     """
     folder, split = Path(folder), factors.check_split(split)
     name, manifest = f"annotations-{split}.jsonl", f"manifest-{split}.json"
-    settings = {"kind": "freihand", "split": split, "seed": seed, "count": count, **scenes.world_version()}
+    settings = {"kind": "freihand", "split": split, "seed": seed, "annotations": count, **scenes.world_version()}
     yield from journal.fill(folder, name, manifest, settings, partial(_write_annotation, folder, split, seed, count), count, workers)
     records = journal.read_lines(folder / name, "it was there a moment ago")[:count]
     for key in _LISTS:
