@@ -1,0 +1,240 @@
+"""Nearest neighbours among rows of other groups: exact by k-d tree or blocked matrix product, or in the nearest lists of a clustering.
+
+All searches give the same order: by distance (float64, of the float32 coordinates), then by row number. Rows of one group (a
+video, a picture, or a row of its own) are never each other's neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+ROWS, COLUMNS = 256, 8192
+SPARE = 8
+"""Candidates beyond k, so that float32's rounding cannot hide a neighbour."""
+MOST_OVER_QUERY = 256
+CHUNK = 4096
+
+Found = tuple[np.ndarray, np.ndarray]
+"""Row numbers (R, k) int64, −1 where there is none, and distances (R, k) float64, inf there."""
+
+
+class Search(Protocol):
+    """`chunks`: row numbers to search at a time, every row once. `search(rows)`: their neighbours."""
+
+    chunks: list[np.ndarray]
+
+    def search(self, rows: np.ndarray) -> Found: ...
+
+
+class BlockSearch:
+    """Exact by matrix product. `points` (N, D) float32; `groups` (N,) sorted, so that a block's own groups are one run of columns."""
+
+    def __init__(self, points: np.ndarray, groups: np.ndarray, k: int):
+        self.points, self.groups, self.k = points, groups, k
+        self.columns = _columns(points)
+        self.chunks = [np.arange(i, min(i + CHUNK, len(points))) for i in range(0, len(points), CHUNK)]
+        # what the approximate squared distances can be off by, at most: rounding of D + 1 products and sums
+        reach = 2 * float(np.sqrt((points.astype(np.float64) ** 2).sum(1).max(initial=0.0)))
+        self.error = (points.shape[1] + 4) * 2.0**-23 * reach**2
+
+    def search(self, rows: np.ndarray) -> Found:
+        parts = [self._block(rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def _block(self, rows: np.ndarray) -> Found:
+        candidates, squares = nearest_columns(self.points[rows], self.groups[rows], self.columns, self.groups, self.k + SPARE)
+        index, distance = rank(self.points, rows, candidates, self.k)
+        # nothing that was left out can be as near as the k-th, or nothing was left out
+        last = np.where(np.isfinite(distance[:, -1]), distance[:, -1], np.inf)
+        sure = (squares[:, -1] - self.error > last**2) | ~np.isfinite(squares[:, -1])
+        if not sure.all():
+            index[~sure], distance[~sure] = brute_force(self.points, self.groups, rows[~sure], self.k)
+        return index, distance
+
+
+class TreeSearch:
+    """Exact by k-d tree, asking for more than k until k of other groups are there; what does not come is searched by matrix product."""
+
+    def __init__(self, points: np.ndarray, groups: np.ndarray, k: int, block: BlockSearch | None = None):
+        self.points, self.groups, self.k = points, groups, k
+        self.tree = cKDTree(points)
+        self.block = block or BlockSearch(points, groups, k)
+        self.chunks = self.block.chunks
+
+    def search(self, rows: np.ndarray) -> Found:
+        index = np.full((len(rows), self.k), -1, np.int64)
+        distance = np.full((len(rows), self.k), np.inf)
+        left, ask = np.arange(len(rows)), self.k + SPARE
+        while len(left) and ask <= MOST_OVER_QUERY:
+            there = rows[left]
+            far, near = self.tree.query(self.points[there], k=min(ask, len(self.points)), workers=torch.get_num_threads())
+            near = np.where(self.groups[np.minimum(near, len(self.points) - 1)] == self.groups[there][:, None], -1, near)
+            found, away = rank(self.points, there, near, self.k)
+            # the k-th must be strictly nearer than the farthest seen, or a tie may be waiting outside
+            sure = (away[:, -1] < far[:, -1] * (1 - 1e-9)) if ask < len(self.points) else np.ones(len(left), bool)
+            index[left[sure]], distance[left[sure]] = found[sure], away[sure]
+            left, ask = left[~sure], 4 * ask
+        if len(left):
+            index[left], distance[left] = self.block.search(rows[left])
+        return index, distance
+
+
+class ListSearch:
+    """Approximate: rows are clustered into lists; a row's neighbours are looked for in the `probes` lists nearest to its own."""
+
+    def __init__(self, points: np.ndarray, groups: np.ndarray, k: int, *, lists: int | None = None, probes: int = 64, seed: int = 0):
+        self.points, self.groups, self.k = points, groups, k
+        count = lists or max(1, min(len(points) // 500, 65_536))
+        centres = k_means(points, count, seed)
+        owner = _nearest_centres(points, centres)
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(len(centres) + 1))
+        self.lists = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        near = nearest_columns(centres, np.full(len(centres), -1), _columns(centres), np.arange(len(centres)), min(probes, len(centres)))[0]
+        self.near = {int(rows[0]): near[number] for number, rows in enumerate(self.lists) if len(rows)}
+        self.chunks = [rows for rows in self.lists if len(rows)]
+
+    def search(self, rows: np.ndarray) -> Found:
+        """`rows` must be one of `chunks`."""
+        among = np.sort(np.concatenate([self.lists[number] for number in self.near[int(rows[0])]]))
+        among = among[np.argsort(self.groups[among], kind="stable")]
+        columns, groups = _columns(self.points[among]), self.groups[among]
+        parts = []
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            part = part[np.argsort(self.groups[part], kind="stable")]
+            candidates, _ = nearest_columns(self.points[part], self.groups[part], columns, groups, self.k + SPARE)
+            found = rank(self.points, part, np.where(candidates < 0, -1, among[candidates]), self.k)
+            back = np.searchsorted(np.sort(part), part)  # to the order that was asked for: a list's rows rise
+            parts.append(tuple(_placed(values, back) for values in found))
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def exact_search(points: np.ndarray, groups: np.ndarray, k: int, sample: int = 256) -> Search:
+    """Tree or matrix product, whichever is faster on a sample of rows; their answers are the same."""
+    block = BlockSearch(points, groups, k)
+    if len(points) <= 4 * ROWS:
+        return block
+    tree = TreeSearch(points, groups, k, block)
+    rows = np.sort(np.random.default_rng(0).choice(len(points), min(sample, len(points)), replace=False))
+    seconds = []
+    for search in (tree, block):
+        began = time.perf_counter()
+        search.search(rows)
+        seconds.append(time.perf_counter() - began)
+    logger.info("exact search of %d poses: tree %.2f ms, matrix product %.2f ms a pose", len(points), *(1e3 * s / len(rows) for s in seconds))
+    return tree if seconds[0] <= seconds[1] else block
+
+
+def nearest_columns(
+    rows: np.ndarray, row_groups: np.ndarray, columns: Tensor, column_groups: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` nearest columns of each row (R, D) → numbers (R, count), −1 where there are fewer, and squared distances in float32.
+
+    `columns` (M, D + 1) as `_columns` makes them; both groups sorted. Only panels that hold something nearer than what is known are
+    looked into.
+    """
+    with torch.no_grad():
+        left = torch.from_numpy(np.concatenate([-2 * rows, np.ones((len(rows), 1), np.float32)], axis=1))
+        best = torch.full((len(rows), count), float("inf"))
+        place = torch.full((len(rows), count), -1, dtype=torch.int64)
+        runs, first = _own_runs(row_groups, column_groups), 0
+        for start in range(0, len(columns), COLUMNS):
+            stop = min(start + COLUMNS, len(columns))
+            panel = left @ columns[start:stop].T
+            while first < len(runs) and runs[first][3] <= start:
+                first += 1
+            for top, bottom, left_end, right_end in runs[first:]:
+                if left_end >= stop:
+                    break
+                panel[top:bottom, max(left_end - start, 0) : right_end - start] = float("inf")
+            better = (panel.amin(1) < best[:, -1]).nonzero().flatten()
+            if len(better) == 0:
+                continue
+            values, at = panel[better].topk(min(count, stop - start), largest=False)
+            values, order = torch.cat([best[better], values], 1).sort(dim=1, stable=True)
+            best[better] = values[:, :count]
+            place[better] = torch.cat([place[better], at + start], 1).gather(1, order)[:, :count]
+        squares = best + torch.from_numpy((rows.astype(np.float32) ** 2).sum(1, dtype=np.float32))[:, None]
+    place[torch.isinf(best)] = -1
+    return place.numpy(), squares.numpy()
+
+
+def _own_runs(row_groups: np.ndarray, column_groups: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """(first row, last row, first column, last column) of every group that rows and columns share, both sorted; ends exclusive."""
+    names, tops = np.unique(row_groups, return_index=True)
+    lefts, rights = np.searchsorted(column_groups, names), np.searchsorted(column_groups, names, side="right")
+    bounds = zip(tops, [*tops[1:], len(row_groups)], lefts, rights, strict=True)
+    return [(int(a), int(b), int(c), int(d)) for a, b, c, d in bounds if c < d]
+
+
+def rank(points: np.ndarray, rows: np.ndarray, candidates: np.ndarray, k: int) -> Found:
+    """The k best of candidates (R, C), −1 for none, by exact distance and then row number."""
+    difference = points[np.maximum(candidates, 0)].astype(np.float64) - points[rows].astype(np.float64)[:, None]
+    distance = np.sqrt((difference**2).sum(-1))
+    distance[candidates < 0] = np.inf
+    order = np.lexsort((candidates, distance), axis=1)[:, :k]
+    index, distance = np.take_along_axis(candidates, order, 1).astype(np.int64), np.take_along_axis(distance, order, 1)
+    if index.shape[1] < k:
+        short = ((0, 0), (0, k - index.shape[1]))
+        index, distance = np.pad(index, short, constant_values=-1), np.pad(distance, short, constant_values=np.inf)
+    return index, distance
+
+
+def brute_force(points: np.ndarray, groups: np.ndarray, rows: np.ndarray, k: int) -> Found:
+    """Every pair in float64, row by row: what the other searches must equal, and their last resort."""
+    index, distance = np.full((len(rows), k), -1, np.int64), np.full((len(rows), k), np.inf)
+    wide = points.astype(np.float64)
+    for number, row in enumerate(rows):
+        away = np.sqrt(((wide - wide[row]) ** 2).sum(1))
+        away[groups == groups[row]] = np.inf
+        legal = min(k, int(np.isfinite(away).sum()))
+        if legal:
+            near = np.flatnonzero(away <= np.partition(away, legal - 1)[legal - 1])
+            near = near[np.lexsort((near, away[near]))][:legal]
+            index[number, :legal], distance[number, :legal] = near, away[near]
+    return index, distance
+
+
+def k_means(points: np.ndarray, count: int, seed: int, sample: int = 64, rounds: int = 8) -> np.ndarray:
+    """`count` centres (count, D) float32 by Lloyd's rounds on a random sample of `sample` points per centre."""
+    rng = np.random.default_rng(seed)
+    some = points[np.sort(rng.choice(len(points), min(len(points), sample * count), replace=False))]
+    centres = some[rng.choice(len(some), count, replace=False)]
+    for _ in range(rounds):
+        owner = _nearest_centres(some, centres)
+        sums = np.stack([np.bincount(owner, some[:, axis], count) for axis in range(some.shape[1])], axis=1)
+        sizes = np.bincount(owner, minlength=count)
+        centres = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres).astype(np.float32)
+    return centres
+
+
+def _nearest_centres(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    right = _columns(centres).T.contiguous()
+    owner = np.empty(len(points), np.int64)
+    with torch.no_grad():
+        for start in range(0, len(points), 1024):
+            part = points[start : start + 1024]
+            left = torch.from_numpy(np.concatenate([-2 * part, np.ones((len(part), 1), np.float32)], axis=1))
+            owner[start : start + 1024] = (left @ right).argmin(1).numpy()
+    return owner
+
+
+def _columns(points: np.ndarray) -> Tensor:
+    """[p, |p|²] (M, D + 1): its product with [−2 q, 1] is |p − q|² − |q|²."""
+    return torch.from_numpy(np.concatenate([points, (points**2).sum(1, keepdims=True)], axis=1, dtype=np.float32))
+
+
+def _placed(values: np.ndarray, place: np.ndarray) -> np.ndarray:
+    out = np.empty_like(values)
+    out[place] = values
+    return out
