@@ -1,13 +1,17 @@
 """Reads MANO and SMPL model files without running anything in them.
 
-The published files are pickles of Python 2 that hold NumPy arrays, one SciPy matrix and chumpy objects. Here only those are
-known; chumpy's are stood in for by plain records, and every other name in the file stops the reading (`UnsafePickleError`).
+The published files are pickles of Python 2 that hold NumPy arrays, one SciPy matrix and chumpy objects. Here every one of these
+is stood in for by a plain record (NumPy's own unpickling crashes on bent data types), and the arrays are made from the records
+afterwards, checked. Every other name in the file stops the reading (`UnsafePickleError`).
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import pickletools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +24,46 @@ class UnsafePickleError(ValueError):
 
 
 class _Record:
-    """Stands in for a class of the file: keeps its state, has no behaviour."""
+    """Stands in for a class of the file: keeps what it is given, has no behaviour."""
 
-    def __init__(self, *_: Any) -> None:
-        self.state: dict[str, Any] = {}
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state if isinstance(state, dict) else {}
+        self.state = state
+
+
+class _Array(_Record):
+    """numpy.ndarray: state (version, shape, dtype, is_fortran, bytes)."""
+
+
+class _Dtype(_Record):
+    """numpy.dtype: arguments (code, align, copy), state (version, byte order, …)."""
+
+
+class _Scalar(_Record):
+    """A NumPy scalar: arguments (dtype, bytes)."""
 
 
 class _Sparse(_Record):
-    """scipy.sparse.csc_matrix."""
+    """scipy.sparse.csc_matrix: state {data, indices, indptr, _shape}."""
 
 
 class _Chumpy(_Record):
-    """Any chumpy class."""
+    """Any chumpy class: state, a dict."""
 
 
-def _empty_array(subtype: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
-    if subtype is not np.ndarray:
-        raise UnsafePickleError(f"the file holds an array of type {subtype!r}, expected a plain NumPy array")
-    return np.ndarray.__new__(np.ndarray, shape, code)
+def _empty_array(cls: Any, *_: Any) -> _Array:
+    if cls is not _Array:
+        raise UnsafePickleError(f"the file holds an array of type {cls!r}, expected a plain NumPy array")
+    return _Array()
 
 
-def _scalar(dtype: np.dtype, value: Any = b"") -> Any:
-    if dtype.hasobject:
-        raise UnsafePickleError("the file holds a NumPy scalar of type object")
-    return np.frombuffer(value.encode("latin1") if isinstance(value, str) else value, dtype, count=1)[0]
-
-
-def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    if dtype.hasobject:
-        raise UnsafePickleError("the file holds a buffer of type object")
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    array = _Array()
+    array.state = (1, shape, dtype, order == "F", data)
+    return array
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -66,16 +77,12 @@ def _reconstruct(cls: type, base: type, state: Any) -> Any:
     return cls()
 
 
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-}
+_ALLOWED: dict[tuple[str, str], Any] = {("_codecs", "encode"): _encode, ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
 for _builtins, _copying in (("__builtin__", "copy_reg"), ("builtins", "copyreg")):  # Python 2's names and Python 3's
     _ALLOWED |= {(_builtins, "set"): set, (_builtins, "object"): object, (_copying, "_reconstructor"): _reconstruct}
 for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[_core + ".multiarray", "_reconstruct"] = _empty_array
-    _ALLOWED[_core + ".multiarray", "scalar"] = _scalar
+    _ALLOWED[_core + ".multiarray", "scalar"] = _Scalar
     _ALLOWED[_core + ".numeric", "_frombuffer"] = _from_buffer
 for _module in ("scipy.sparse", "scipy.sparse.csc", "scipy.sparse._csc"):
     _ALLOWED[_module, "csc_matrix"] = _Sparse
@@ -92,8 +99,14 @@ class _Reader(pickle.Unpickler):
             "Get the file again from the model's own site"
         )
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise UnsafePickleError(f"the file refers to something outside itself ({pid!r})")
+
+def _scan(data: bytes) -> None:
+    """Walks through the file's instructions without carrying them out: all there, none that reaches outside, no memory bombs."""
+    for op, argument, _ in pickletools.genops(data):
+        if op.name in ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "BYTEARRAY8"):
+            raise UnsafePickleError(f"the file uses {op.name}, which no MANO or SMPL file does")
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
+            raise ValueError(f"it numbers an object {argument}")  # the unpickler would make a table of that length
 
 
 def read_body_pickle(path: str | Path) -> dict[str, Any]:
@@ -108,51 +121,72 @@ def read_body_pickle(path: str | Path) -> dict[str, Any]:
             "or leave the path out to use the stand-in"
         )
     try:
-        content = _Reader(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        data = path.read_bytes()
+        _scan(data)
+        content = _Reader(io.BytesIO(data), encoding="latin1").load()
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected a dict of arrays")
         return {str(name): _plain(value, str(name)) for name, value in content.items()}
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path}: {error}") from None
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        RecursionError,
-        MemoryError,
-        OverflowError,
-        ImportError,
-    ) as error:
+    except Exception as error:  # a damaged file makes pickle and NumPy raise nearly anything
         raise ValueError(f"{path}: not a readable MANO or SMPL pickle, or damaged: {error}") from error
 
 
 def _plain(value: Any, name: str, depth: int = 0) -> Any:
-    """Records of the file as arrays: sparse matrices are checked and rebuilt, chumpy's selections carried out."""
+    """What a record stands for, as arrays: sparse matrices are checked and rebuilt, chumpy's selections carried out."""
     if depth > 8:
-        raise ValueError(f"{name}: chumpy objects nested deeper than any model file's")
+        raise ValueError(f"{name}: nested deeper than any model file's")
+    if isinstance(value, _Array):
+        _, shape, dtype, fortran, data = value.state
+        return _array(data, dtype, shape, "F" if fortran else "C", name)
+    if isinstance(value, _Scalar):
+        dtype, data = value.arguments
+        return _array(data, dtype, (), "C", name)[()]
     if isinstance(value, _Sparse):
-        return _sparse(value.state, name)
+        return _sparse({key: _plain(part, name, depth + 1) for key, part in value.state.items()}, name)
     if isinstance(value, _Chumpy):
-        state = value.state
-        if "x" in state:
-            return np.asarray(_plain(state["x"], name, depth + 1))
-        if {"a", "idxs", "preferred_shape"} <= set(state):
-            base = np.asarray(_plain(state["a"], name, depth + 1)).ravel()
-            return base[np.asarray(state["idxs"], dtype=np.int64)].reshape(tuple(int(n) for n in state["preferred_shape"]))
-        raise ValueError(f"{name}: unknown chumpy object {type(value).__name__} with {sorted(state)}")
-    return value
+        return _selection(value, name, depth)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(part, name, depth + 1) for part in value)
+    if value is None or isinstance(value, (str, bytes, bool, int, float)):
+        return value
+    raise ValueError(f"{name}: holds a {type(value).__name__}, expected an array or a text")
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: str, name: str) -> np.ndarray:
+    """An array of numbers from its bytes."""
+    code = dtype.arguments[0] if isinstance(dtype, _Dtype) else None
+    if not (isinstance(code, str) and re.fullmatch("[fiu][1248]|b1", code)):
+        raise ValueError(f"{name}: an array of data type {code!r}, expected plain numbers")
+    byte_order = dtype.state[1] if dtype.state else "="
+    if byte_order not in ("<", ">", "=", "|"):
+        raise ValueError(f"{name}: byte order {byte_order!r}")
+    kind = np.dtype(code).newbyteorder(byte_order)
+    shape = tuple(int(n) for n in shape)
+    data = data.encode("latin1") if isinstance(data, str) else bytes(data)
+    if len(shape) > 8 or min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != len(data):
+        raise ValueError(f"{name}: {len(data)} bytes for an array {shape} of {code}")
+    return np.frombuffer(data, kind).reshape(shape, order=order).astype(kind.newbyteorder("="))
+
+
+def _selection(value: _Chumpy, name: str, depth: int) -> np.ndarray:
+    state = value.state if isinstance(value.state, dict) else {}
+    if "x" in state:
+        return np.asarray(_plain(state["x"], name, depth + 1), dtype=np.float64)
+    if {"a", "idxs", "preferred_shape"} <= set(state):
+        base = np.asarray(_plain(state["a"], name, depth + 1), dtype=np.float64).ravel()
+        chosen = np.asarray(_plain(state["idxs"], name, depth + 1)).astype(np.int64)
+        return base[chosen].reshape(tuple(int(n) for n in _plain(state["preferred_shape"], name, depth + 1)))
+    raise ValueError(f"{name}: unknown chumpy object {type(value).__name__} with {sorted(map(str, state))}")
 
 
 def _sparse(state: dict[str, Any], name: str) -> sparse.csc_matrix:
-    shape = tuple(int(n) for n in state["_shape"])
-    data, indices, starts = np.asarray(state["data"]), np.asarray(state["indices"]), np.asarray(state["indptr"])
-    if len(shape) != 2 or data.dtype.hasobject or data.shape != indices.shape:
-        raise ValueError(f"{name}: a sparse matrix of shape {shape} with data {data.shape} {data.dtype}")
-    matrix = sparse.csc_matrix((data, indices, starts), shape=shape)
+    rows, columns = (int(n) for n in state["_shape"])
+    parts = tuple(np.asarray(state[key]) for key in ("data", "indices", "indptr"))
+    if any(part.ndim != 1 or part.dtype.hasobject for part in parts) or rows * columns > 10**8:
+        raise ValueError(f"{name}: not a sparse matrix of {rows} x {columns} numbers")
+    matrix = sparse.csc_matrix(parts, shape=(rows, columns))
     # Indices out of range would make SciPy read foreign memory later on.
     matrix.check_format(full_check=True)
     return matrix
