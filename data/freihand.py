@@ -106,7 +106,9 @@ class FreiHAND:
         orient, relative, betas = numbers[:3], numbers[3:48], numbers[48:58]
         mean = self.mano.hands_mean.detach().double().numpy()
         with torch.no_grad():
-            still = self.mano(*(torch.tensor(v[None], dtype=self.mano.hands_mean.dtype) for v in (orient, relative + mean, betas, np.zeros(3))))
+            still = self.mano(
+                *(torch.tensor(v[None], dtype=self.mano.hands_mean.dtype) for v in (orient, relative + mean, betas, np.zeros(3)))
+            )
         joints = still.joints[0].double().numpy()
         transl = self._xyz[annotation, ROOT_JOINT] - joints[ROOT_JOINT]
         return HandPose("right", orient, relative + mean, betas, transl, joints + transl)
@@ -124,12 +126,16 @@ class FreiHAND:
         try:
             array = np.asarray(json.loads(path.read_text()), dtype=np.float64)
         except FileNotFoundError:
-            raise FreiHANDError(f"{path} is missing: unpack FreiHAND v2 there, or write a synthetic folder with make_synthetic.py freihand") from None
+            raise FreiHANDError(
+                f"{path} is missing: unpack FreiHAND v2 there, or write a synthetic folder with make_synthetic.py freihand"
+            ) from None
         except ValueError as error:
             raise FreiHANDError(f"{path}: not a whole json list of numbers ({error})") from None
         expected = (getattr(self, "annotations", len(array)), *shape)
         if array.shape != expected or not np.isfinite(array).all():
-            raise FreiHANDError(f"{path}: finite numbers of shape {expected} expected, got {array.shape}; the lists must come from one release")
+            raise FreiHANDError(
+                f"{path}: finite numbers of shape {expected} expected, got {array.shape}; the lists must come from one release"
+            )
         return array
 
     def _picture(self, image: int) -> Path:
@@ -152,10 +158,11 @@ class FreiHAND:
 
     def _check_model(self, tolerance: float) -> None:
         numbers = np.unique(np.linspace(0, self.annotations - 1, CHECKED).astype(int))
-        posed = np.stack([self.pose(int(n)).joints_3d for n in numbers])
+        posed = np.stack([np.asarray(self.pose(int(n)).joints_3d) for n in numbers])
         error = float(np.median(np.linalg.norm(posed - self._xyz[numbers], axis=-1)))
         if error > tolerance:
             raise FreiHANDError(
-                f"{self.folder}: the hand model puts the joints of {self.part}_mano.json {error * 1000:.1f} mm (median) from {self.part}_xyz.json; "
+                f"{self.folder}: the hand model puts the joints of {self.part}_mano.json {error * 1000:.1f} mm (median) from "
+                f"{self.part}_xyz.json; "
                 "give the model they were fitted with, for the published set load_mano('MANO_RIGHT.pkl')"
             )

@@ -21,12 +21,12 @@ from typing import Any
 from PIL import Image
 
 from data.sample import Sample, Source, assistant, text, user
-from pose_tools.grounding import find_boxes
+from pose_tools.grounding import DialectName, find_boxes
 
 logger = logging.getLogger(__name__)
 
 NOMINAL_FRAMES = {"EPIC-KITCHENS": (1920, 1080), "Ego4D": (1440, 1080)}
-DIALECT = "minigpt"
+DIALECT: DialectName = "minigpt"
 _TAG = re.compile(r"\[(\w+)\]")
 _PIXEL_BOX = re.compile(r"\{<(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)>\}")
 _LABEL = re.compile(r"<p>([^<>]*)</p>\s*\Z")
@@ -39,8 +39,9 @@ class HOIQAError(ValueError):
 def read_hoi_qa(path: str | Path, *, frames: str | Path | None = None, max_missing: float = 0.01) -> Iterator[Sample]:
     """Samples of one HOI-QA json file, in its order.
 
-    A training conversation is one Sample (all turns; `targets` are those of the last). A box of a referral test file is two: "Where is the <noun>" (kind
-    refer) and the box in text, whose answer is the noun (kind identify). An interaction question is one (kind interaction).
+    A training conversation is one Sample (all turns; `targets` are those of the last). A box of a referral test file is two:
+    "Where is the <noun>" (kind refer) and the box in text, whose answer is the noun (kind identify). An interaction question is
+    one (kind interaction).
     Questions keep their tag ("[refer] …"), answers their text: a box part has `verbatim` where the file has text.
 
     Args:
@@ -116,9 +117,10 @@ def _complain(missing: int, total: int, records: int, share: float, frame: Path,
 
 
 def _conversation(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
-    turns = [turn.get("value") if isinstance(turn, dict) else None for turn in row["conversations"]]
-    if not turns or len(turns) % 2 or not all(isinstance(turn, str) for turn in turns):
-        raise HOIQAError(f"{where}: conversations holds {len(turns)} turns; expected pairs of {{'value': text}}, question and answer")
+    listed = row.get("conversations")
+    turns = [turn["value"] for turn in listed or () if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+    if not isinstance(listed, list) or not turns or len(turns) % 2 or len(turns) < len(listed):
+        raise HOIQAError(f"{where}: conversations holds {len(turns)} texts; expected pairs of {{'value': text}}, question and answer")
     size = _frame_size(frame)
     messages: list[dict[str, Any]] = []
     for number in range(0, len(turns), 2):
@@ -130,7 +132,8 @@ def _conversation(key: Any, row: dict[str, Any], frame: Path, where: str) -> Ite
     found = [part for part in answer if part["type"] == "box"]
     targets = {
         "kind": tag.group(1) if tag else "conversation", "boxes": [part["bbox_xyxy"] for part in found],
-        "labels": [part["label"] for part in found if "label" in part], "text": turns[-1] if len(found) < len(answer) else None, "side": None,
+        "labels": [part["label"] for part in found if "label" in part],
+        "text": turns[-1] if len(found) < len(answer) else None, "side": None,
     }  # fmt: skip
     yield Sample(str(key), messages, _source(frame), targets)
 
@@ -172,7 +175,13 @@ def _referral(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterato
     asked = {"refer": f"Where is the {noun}", "identify": hundredths}
     answers = {"refer": [{"type": "box", "bbox_xyxy": box}], "identify": words}
     for kind, question in asked.items():
-        targets = {"kind": kind, "boxes": [box] if kind == "refer" else [], "labels": [], "text": noun if kind == "identify" else None, "side": None}
+        targets = {
+            "kind": kind,
+            "boxes": [box] if kind == "refer" else [],
+            "labels": [],
+            "text": noun if kind == "identify" else None,
+            "side": None,
+        }
         yield Sample(f"{key}/{kind}", [user(picture, question), assistant(*answers[kind])], _source(frame), targets)
 
 
@@ -190,7 +199,13 @@ def _interaction(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iter
 
 
 def _scaled(box: Any, nominal: tuple[int, int], size: tuple[int, int], where: str) -> list[float]:
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box) or box[2] < box[0] or box[3] < box[1]:
+    if (
+        not isinstance(box, list)
+        or len(box) != 4
+        or not all(isinstance(v, (int, float)) for v in box)
+        or box[2] < box[0]
+        or box[3] < box[1]
+    ):
         raise HOIQAError(f"{where}: the box is {box!r}, expected [x1, y1, x2, y2] in pixels with x1 <= x2 and y1 <= y2")
     return [v * side / whole for v, side, whole in zip(box, size * 2, nominal * 2, strict=True)]
 
@@ -207,7 +222,9 @@ def _nominal(frame: Path, where: str) -> tuple[int, int]:
 
 def _source(frame: Path) -> Source:
     number = re.search(r"\d+\Z", frame.stem)
-    return Source("hoi-qa", video_id=frame.parent.name, frame=int(number.group()) if number else frame.stem, licence="EPIC-KITCHENS / Ego4D terms")
+    return Source(
+        "hoi-qa", video_id=frame.parent.name, frame=int(number.group()) if number else frame.stem, licence="EPIC-KITCHENS / Ego4D terms"
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -22,7 +22,9 @@ def _muted(rng: np.random.Generator, low: float = 0.2, high: float = 0.9) -> np.
 
 
 def draw(seed: int, size: tuple[int, int], focal: float, up: np.ndarray, height: float) -> np.ndarray:
-    """(height, width, 3) float32 RGB 0..1: the plane `point · up = −height` (camera frame, metres) and a wall, for a focal length in pixels."""
+    """(height, width, 3) float32 RGB 0..1: the plane `point · up = −height` (camera frame, metres) and a wall.
+
+    `focal` in pixels."""
     rng = np.random.default_rng([seed, 77])
     x, y = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5 - n / 2) / focal for n in size))
     up, height = np.asarray(up, dtype=np.float32), np.float32(height)

@@ -1,4 +1,5 @@
-"""Scene → picture and id mask: every part is rasterised once on a patch of its own, the patches are laid together by depth, and a camera looks at it."""
+"""Scene → picture and id mask: every part is rasterised once on a patch of its own, the patches are laid together by depth,
+and a camera looks at the result."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ MARGIN = 0.5
 
 @dataclass(frozen=True)
 class Part:
-    """A surface of one thing: `vertices` (V, 3) metres and `normals` (V, 3), camera frame, `closed `faces` (F, 3), `colours` (V, 3) 0..1, the `id` it has in the mask."""
+    """The closed surface of one thing: `vertices` (V, 3) metres and `normals` (V, 3), camera frame, `faces` (F, 3) anticlockwise
+    from outside, `colours` (V, 3) 0..1, and the `id` it has in the mask."""
 
     id: int
     vertices: np.ndarray
@@ -59,7 +61,9 @@ class Light:
 
 
 def draw_layer(part: Part, focal: float, size: tuple[int, int], light: Light) -> Layer | None:
-    """The part alone, at SUPERSAMPLE times `size` (width, height) with a focal length in picture pixels; None when it lies off the picture."""
+    """The part alone, at SUPERSAMPLE times `size` (width, height) with a focal length in picture pixels.
+
+    None when it lies off the picture."""
     full = np.array(size) * SUPERSAMPLE
     points = part.vertices[:, :2] / np.maximum(part.vertices[:, 2:], 0.05) * (focal * SUPERSAMPLE) + full / 2
     margin = (MARGIN * full).astype(int) if part.whole else 0
@@ -74,7 +78,7 @@ def draw_layer(part: Part, focal: float, size: tuple[int, int], light: Light) ->
         colours=part.colours, normals=part.normals, light=light.direction, ambient=light.ambient, cull=True, near=0.05,
     )  # fmt: skip
     mask = drawn.face_ids >= 0
-    return Layer(part, x1, y1, mask, drawn.depth, drawn.colour) if mask.any() else None
+    return Layer(part, x1, y1, mask, drawn.depth, np.asarray(drawn.colour)) if mask.any() else None
 
 
 def lay_together(layers: list[Layer], size: tuple[int, int]) -> np.ndarray:
@@ -114,7 +118,9 @@ def paint(layers: list[Layer], owner: np.ndarray, behind: np.ndarray) -> np.ndar
     return cv2.resize(canvas, behind.shape[1::-1], interpolation=cv2.INTER_AREA)
 
 
-def cast_shadows(behind: np.ndarray, parts: list[Part], focal: float, up: np.ndarray, height: float, light: Light, strength: float) -> np.ndarray:
+def cast_shadows(
+    behind: np.ndarray, parts: list[Part], focal: float, up: np.ndarray, height: float, light: Light, strength: float
+) -> np.ndarray:
     """`behind` darkened where parts keep the light from the plane `point · up = −height`: soft hulls of their shadows."""
     small = np.array(behind.shape[1::-1]) // 2
     cover = np.zeros(tuple(small[::-1]), dtype=np.float32)
@@ -139,8 +145,8 @@ def look(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         length, angle = int(rng.integers(3, 7)), rng.uniform(0, np.pi)
         kernel = np.zeros((length, length), dtype=np.float32)
         middle, reach = (length - 1) / 2, np.array([np.cos(angle), np.sin(angle)]) * length / 2
-        ends = [tuple(int(round(v)) for v in middle + s * reach) for s in (-1, 1)]
-        cv2.line(kernel, *ends, 1.0)
+        start, end = ([int(round(v)) for v in middle + s * reach] for s in (-1, 1))
+        cv2.line(kernel, start, end, (1.0,))
         picture = cv2.filter2D(picture, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
     elif rng.random() < 0.6:
         picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 0.95))

@@ -15,6 +15,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from pose_tools.body_models import articulation
+from pose_tools.types import Side
 
 if TYPE_CHECKING:
     from pose_tools.body_models import Mano
@@ -35,7 +36,7 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Grasp:
-    """A right hand's pose (45,) and where the object is: `point` (3,) and the directions `axis`, `across` (3,), in FNT from the middle knuckle.
+    """A right hand's pose (45,) and where the object is: `point` (3,), `axis` (3,) and `across` (3,), in FNT from the middle knuckle.
 
     `point` is where the object's grip point lies; `across` is the direction its local x axis is turned towards.
     """
@@ -47,14 +48,14 @@ class Grasp:
 
 
 @lru_cache(maxsize=2)
-def mano(side: str) -> Mano:
+def mano(side: Side) -> Mano:
     """The licence-free stand-in hand of one side."""
     from pose_tools.body_models import load_mano
 
     return load_mano(side=side)
 
 
-def hand_axes(joints: np.ndarray, side: str) -> np.ndarray:
+def hand_axes(joints: np.ndarray, side: Side) -> np.ndarray:
     """(3, 3) with columns F, N, T of a hand's (21, 3) joints; right-handed for right hands, left-handed for left ones."""
     forward = joints[9] - joints[0]
     forward = forward / np.linalg.norm(forward)
@@ -66,13 +67,15 @@ def hand_axes(joints: np.ndarray, side: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def skeleton(side: str = "right") -> Skeleton:
+def skeleton(side: Side = "right") -> Skeleton:
     """The flat hand of one side with mean shape."""
     _, joints = pose_hand(side, np.zeros(3), np.zeros(45), np.zeros(10), np.zeros(3))
     return Skeleton(joints, hand_axes(joints, side))
 
 
-def pose_hand(side: str, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pose_hand(
+    side: Side, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, transl: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """`(vertices (778, 3), joints (21, 3) FreiHAND order)` of one hand, metres, from axis-angle parameters of that side."""
     import torch
 
@@ -83,7 +86,7 @@ def pose_hand(side: str, global_orient: np.ndarray, hand_pose: np.ndarray, betas
 
 
 @lru_cache(maxsize=2)
-def mano_faces(side: str) -> np.ndarray:
+def mano_faces(side: Side) -> np.ndarray:
     """(1538, 3) int32, seen from outside counter-clockwise."""
     return mano(side).faces.numpy().astype(np.int32)
 
@@ -98,7 +101,9 @@ def bend_fingers(flexion: np.ndarray, spread: np.ndarray, thumb: np.ndarray) -> 
 
 
 def reach_thumb(target: np.ndarray) -> np.ndarray:
-    """The thumb's sweep and bending (4,) rad that bring its tip near `target` (3,), metres in FNT from the middle knuckle, without strain."""
+    """The thumb's sweep and bending (4,) rad that bring its tip near `target` (3,) without strain.
+
+    Metres, in FNT from the middle knuckle."""
     rest = skeleton("right")
     goal = rest.joints[9] + rest.axes @ target
     bones = np.diff(rest.joints[1:5], axis=0)
@@ -196,8 +201,10 @@ def _free_thumb(closed: bool, variant: int) -> np.ndarray:
     return reach_thumb(np.array(beside))
 
 
-def rotation_to(forward: np.ndarray, roll: float, side: str) -> np.ndarray:
-    """(3, 3) rotation of the rest hand that turns its F to `forward` (3,) and its back to the camera; `roll` rad turns the thumb to the camera."""
+def rotation_to(forward: np.ndarray, roll: float, side: Side) -> np.ndarray:
+    """(3, 3) rotation of the rest hand that turns its F to `forward` (3,) and its back to the camera.
+
+    `roll` radians turn the thumb to the camera."""
     forward = forward / np.linalg.norm(forward)
     away = np.array([0.0, 0.0, 1.0])
     normal = away - forward * (away @ forward)
@@ -207,12 +214,20 @@ def rotation_to(forward: np.ndarray, roll: float, side: str) -> np.ndarray:
     return target @ skeleton(side).axes.T
 
 
-def for_side(hand_pose: np.ndarray, side: str) -> np.ndarray:
+def for_side(hand_pose: np.ndarray, side: Side) -> np.ndarray:
     """A right hand's pose (45,) as the hand of `side` takes it: a left hand looks like the right one in a mirror."""
     return hand_pose if side == "right" else (hand_pose.reshape(15, 3) * MIRROR).reshape(45)
 
 
-def forearm(wrist: np.ndarray, elbow: np.ndarray, flat: np.ndarray, radii: tuple[float, float], thin_share: float, segments: int = 12, rings: int = 16):
+def forearm(
+    wrist: np.ndarray,
+    elbow: np.ndarray,
+    flat: np.ndarray,
+    radii: tuple[float, float],
+    thin_share: float,
+    segments: int = 12,
+    rings: int = 16,
+):
     """`(vertices, normals, faces)` of an arm from `wrist` to `elbow` (3,) metres, `radii` wide at either.
 
     At the wrist it measures only `thin_share` of that along `flat` (3,); towards the elbow it grows round.
@@ -231,5 +246,7 @@ def forearm(wrist: np.ndarray, elbow: np.ndarray, flat: np.ndarray, radii: tuple
     vertices = centre + radius * (np.cos(angle) * wide + flatness * np.sin(angle) * thin)
     a = np.arange(rings * segments).reshape(rings, segments)[:-1]
     b = np.roll(a, -1, axis=1)
-    faces = np.concatenate([np.stack([a, b, b + segments], -1).reshape(-1, 3), np.stack([a, b + segments, a + segments], -1).reshape(-1, 3)])
+    faces = np.concatenate(
+        [np.stack([a, b, b + segments], -1).reshape(-1, 3), np.stack([a, b + segments, a + segments], -1).reshape(-1, 3)]
+    )
     return vertices.reshape(-1, 3), normals.reshape(-1, 3), faces.astype(np.int32)

@@ -1,4 +1,5 @@
-"""The synthetic world as a HOI-QA folder: frames and the published json files, so that its reader, training and scoring run without the data.
+"""The synthetic world as a HOI-QA folder: frames and the published json files, so that reader, training and scoring run without
+the licensed data.
 
 Even pictures are EPIC-KITCHENS frames (16:9), odd ones Ego4D frames (4:3), 16 to a video. Boxes in training files are truncated
 hundredths, in test files pixels of the nominal frames (1920 × 1080, 1440 × 1080), as published. There is no published val split:
@@ -49,7 +50,10 @@ def _write_frame(folder: Path, split: factors.Split, seed: int, index: int) -> s
 def _files(records: list[dict[str, Any]], split: str, seed: int) -> dict[str, Any]:
     """File name → content."""
     if split != "test":
-        return {name.format(split): [c for r in records if r["source"] == source for c in conversations(r, seed)] for source, name in _TRAINING_FILES.items()}
+        return {
+            name.format(split): [c for r in records if r["source"] == source for c in conversations(r, seed)]
+            for source, name in _TRAINING_FILES.items()
+        }
     direct = {source: {k: v for r in records if r["source"] == source for k, v in referrals(r).items()} for source in FRAME_SIZES}
     visor = [q for r in records if r["source"] == "EPIC-KITCHENS" for q in interactions(r)]
     return {"epic-test.json": direct["EPIC-KITCHENS"], "ego4d-test.json": direct["Ego4D"], "epic-visor-test.json": visor}
@@ -74,7 +78,11 @@ def conversations(record: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     write: Callable[[list[float]], str] = lambda box: format_box(box, (record["width"], record["height"]), "minigpt", compat="vlm4hoi")  # noqa: E731
     pairs: list[tuple[str, str]] = []
     for noun, box in _named_boxes(record):
-        pairs += [(f"[identify] {write(box)}", noun), (f"[refer] Where is the {noun}?", write(box)), (f"[detection] {noun}", f"<p>{noun}</p> {write(box)}")]
+        pairs += [
+            (f"[identify] {write(box)}", noun),
+            (f"[refer] Where is the {noun}?", write(box)),
+            (f"[detection] {noun}", f"<p>{noun}</p> {write(box)}"),
+        ]
     for side, _, held in _held(record):
         pairs += [
             (f"[refer] Where is the object being moved by the {side} hand?", write(held["bbox_xyxy"])),

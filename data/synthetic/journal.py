@@ -42,7 +42,9 @@ def read_lines(path: Path, hint: str) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise FolderError(f"{path}, line {number}: not JSON ({error}); delete that line and all after it, then write the folder again") from error
+            raise FolderError(
+                f"{path}, line {number}: not JSON ({error}); delete that line and all after it, then write the folder again"
+            ) from error
     return records
 
 
@@ -62,7 +64,9 @@ class Journal:
     def _check_settings(self) -> None:
         if not self.manifest_path.is_file():
             if self.path.is_file():
-                raise FolderError(f"{self.path} has no {self.manifest_path.name} beside it: what it was made with is unknown; delete the folder")
+                raise FolderError(
+                    f"{self.path} has no {self.manifest_path.name} beside it: what it was made with is unknown; delete the folder"
+                )
             write_text(self.manifest_path, json.dumps({**self.settings, "count": 0, "complete": False}, indent=1))
             return
         there = json.loads(self.manifest_path.read_text())
@@ -81,6 +85,8 @@ class Journal:
                     file.flush()
                     self.count += 1
                     self._hash.update(content)
+                    if self.count % 1000 == 0:
+                        self.write_manifest(target)
                     yield self.count
         finally:
             self.write_manifest(target)

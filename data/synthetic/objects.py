@@ -6,7 +6,7 @@ Object frame: metres, z up along the object's axis, the origin at the middle of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -186,7 +186,7 @@ def _spoon(u: np.ndarray) -> ObjectMesh:
 _BUILDERS = {"cup": _cup, "bottle": _bottle, "bowl": _bowl, "plate": _plate, "box": _box, "ball": _ball, "knife": _knife, "spoon": _spoon}
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(name: str, family: int) -> ObjectMesh:
     """The mesh of shape family 0..9 of a name; a family fixes the proportions (scenes only scale it)."""
     if name not in _BUILDERS:

@@ -151,7 +151,7 @@ def _stand(rng: np.random.Generator, thing: Thing, frame: Frame) -> tuple[np.nda
 
 def _room_for(points: np.ndarray, frame: Frame, layers: list[draw.Layer]) -> bool:
     """Whether an object's box is inside the picture and overlaps others little (objects) or not too much (hands)."""
-    x1, y1, x2, y2 = *points.min(0), *points.max(0)
+    (x1, y1), (x2, y2) = points.min(0), points.max(0)
     slack = 0.02 * frame.short
     if min(x1, y1) < -slack or x2 > frame.size[0] + slack or y2 > frame.size[1] + slack:
         return False

@@ -24,9 +24,11 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "hand": {
         "train": (
             "Where is the {side} hand?", "Find the {side} hand.", "Locate my {side} hand.", "Give the box of the {side} hand.",
-            "Show me the {side} hand.", "Point out the {side} hand of the person.", "In which region is my {side} hand?", "Box the {side} hand.",
+            "Show me the {side} hand.", "Point out the {side} hand of the person.", "In which region is my {side} hand?",
+            "Box the {side} hand.",
         ),
-        "test": ("Where can the {side} hand be seen?", "Where is my {side} hand?", "Mark the {side} hand.", "Tell me where the {side} hand is."),
+        "test": ("Where can the {side} hand be seen?", "Where is my {side} hand?", "Mark the {side} hand.",
+            "Tell me where the {side} hand is."),
     },
     "hands": {
         "train": (
@@ -38,10 +40,12 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "held": {
         "train": (
             "Where is the object in the {side} hand?", "Find what the {side} hand is holding.", "Locate the thing held by my {side} hand.",
-            "Give the box of the object in my {side} hand.", "Show me the object that the {side} hand holds.", "Box what my {side} hand holds.",
+            "Give the box of the object in my {side} hand.", "Show me the object that the {side} hand holds.",
+            "Box what my {side} hand holds.",
             "Where is the thing that the {side} hand has grasped?",
         ),
-        "test": ("Where is the object held in the {side} hand?", "Mark what my {side} hand is holding.", "Tell me where the thing in the {side} hand is."),
+        "test": ("Where is the object held in the {side} hand?", "Mark what my {side} hand is holding.",
+            "Tell me where the thing in the {side} hand is."),
     },
     "object": {
         "train": (
@@ -52,14 +56,16 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "holding_hand": {
         "train": (
-            "Which hand is holding the {thing}?", "Which hand holds the {thing}?", "In which hand is the {thing}?", "Who holds the {thing}, left or right?",
+            "Which hand is holding the {thing}?", "Which hand holds the {thing}?", "In which hand is the {thing}?",
+            "Who holds the {thing}, left or right?",
             "Name the hand that has the {thing}.", "The {thing} is in which hand?",
         ),
         "test": ("What hand is holding the {thing}?", "Which of the hands has the {thing}?", "Tell me which hand holds the {thing}."),
     },
     "held_name": {
         "train": (
-            "What is the {side} hand holding?", "What is in my {side} hand?", "Name the object in the {side} hand.", "What do I hold in my {side} hand?",
+            "What is the {side} hand holding?", "What is in my {side} hand?", "Name the object in the {side} hand.",
+            "What do I hold in my {side} hand?",
             "Which object does the {side} hand hold?", "Tell what the {side} hand has grasped.",
         ),
         "test": ("What am I holding in my {side} hand?", "What is the object in the {side} hand?", "Name what my {side} hand holds."),
@@ -67,9 +73,11 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "contact": {
         "train": (
             "Is the {side} hand touching an object?", "Does my {side} hand touch anything?", "Is something touched by the {side} hand?",
-            "Is the {side} hand in contact with an object?", "Does the {side} hand hold or touch something?", "Is there contact between the {side} hand and an object?",
+            "Is the {side} hand in contact with an object?", "Does the {side} hand hold or touch something?",
+            "Is there contact between the {side} hand and an object?",
         ),
-        "test": ("Is my {side} hand touching something?", "Does the {side} hand have contact with a thing?", "Is the {side} hand holding or touching an object?"),
+        "test": ("Is my {side} hand touching something?", "Does the {side} hand have contact with a thing?",
+            "Is the {side} hand holding or touching an object?"),
     },
 }  # fmt: skip
 
@@ -175,7 +183,9 @@ def _ask_holding_hand(record: dict[str, Any], rng: np.random.Generator) -> Asked
 def _sample(kind: str, record: dict[str, Any], folder: Path, split: str, rng: np.random.Generator, words, boxes, answer, side) -> Sample:
     choice = phrasings(kind, split)
     question = choice[rng.integers(len(choice))].format(**words)
-    parts: list[dict[str, Any]] = [{"type": "box", **box} for box in boxes] or ([text(answer)] if answer is not None else [{"type": "none"}])
+    parts: list[dict[str, Any]] = [{"type": "box", **box} for box in boxes] or (
+        [text(answer)] if answer is not None else [{"type": "none"}]
+    )
     return Sample(
         id=f"{record['id']}/{kind}",
         messages=[user({"type": "image", "image": str((folder / record["image"]).resolve())}, question), assistant(*parts)],

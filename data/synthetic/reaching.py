@@ -12,11 +12,32 @@ from scipy.spatial.transform import Rotation
 from data.synthetic import draw, hands
 from data.synthetic.frame import Frame
 from pose_tools.raster import vertex_normals
+from pose_tools.types import SIDES, Side
 
 HAND_IDS = {"left": 1, "right": 2}
 FOREARM_IDS = {"left": 3, "right": 4}
-SKIN = np.array([[0.95, 0.80, 0.70], [0.90, 0.70, 0.58], [0.82, 0.60, 0.46], [0.70, 0.48, 0.35], [0.55, 0.36, 0.25], [0.38, 0.24, 0.17], [0.28, 0.18, 0.13]])
-GLOVES = np.array([[0.92, 0.92, 0.90], [0.35, 0.55, 0.80], [0.12, 0.12, 0.13], [0.85, 0.75, 0.35], [0.45, 0.62, 0.45], [0.55, 0.50, 0.45], [0.60, 0.35, 0.60]])
+SKIN = np.array(
+    [
+        [0.95, 0.80, 0.70],
+        [0.90, 0.70, 0.58],
+        [0.82, 0.60, 0.46],
+        [0.70, 0.48, 0.35],
+        [0.55, 0.36, 0.25],
+        [0.38, 0.24, 0.17],
+        [0.28, 0.18, 0.13],
+    ]
+)
+GLOVES = np.array(
+    [
+        [0.92, 0.92, 0.90],
+        [0.35, 0.55, 0.80],
+        [0.12, 0.12, 0.13],
+        [0.85, 0.75, 0.35],
+        [0.45, 0.62, 0.45],
+        [0.55, 0.50, 0.45],
+        [0.60, 0.35, 0.60],
+    ]
+)
 SHARE = (0.23, 0.385)
 """How much of the picture's short side a hand takes, aimed at; what the forearm and the border hide comes off."""
 
@@ -46,28 +67,29 @@ class Person:
 class Posed:
     """A hand turned and bent, not yet moved: `vertices` (778, 3), `joints` (21, 3), `axes` (3, 3) columns F, N, T, MANO parameters."""
 
-    side: str
+    side: Side
     vertices: np.ndarray
     joints: np.ndarray
     axes: np.ndarray
     mano: dict[str, list[float]]
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, side: str, rotation: np.ndarray, pose: np.ndarray) -> Posed:
+    def draw(cls, rng: np.random.Generator, side: Side, rotation: np.ndarray, pose: np.ndarray) -> Posed:
         """The hand of a random shape with a right hand's `pose` (45,), turned by `rotation` (3, 3)."""
         betas = np.clip(rng.normal(0, 0.7, 10), -2, 2)
         orient = Rotation.from_matrix(rotation).as_rotvec()
         # what is stored is what is posed, so labels round-trip through the hand model
-        mano = {"global_orient": orient.round(6), "hand_pose": hands.for_side(pose, side).round(6), "betas": betas.round(6)}
-        vertices, joints = hands.pose_hand(side, *mano.values(), np.zeros(3))
-        return cls(side, vertices, joints, rotation @ hands.skeleton(side).axes, {name: value.tolist() for name, value in mano.items()})
+        orient, bent, betas = orient.round(6), hands.for_side(pose, side).round(6), betas.round(6)
+        vertices, joints = hands.pose_hand(side, orient, bent, betas, np.zeros(3))
+        mano = {"global_orient": orient.tolist(), "hand_pose": bent.tolist(), "betas": betas.tolist()}
+        return cls(side, vertices, joints, rotation @ hands.skeleton(side).axes, mano)
 
 
 @dataclass(frozen=True)
 class PlacedHand:
     """A posed hand before the camera with its forearm: `vertices` (778, 3) and `joints` (21, 3) metres, `axes` (3, 3) columns F, N, T."""
 
-    side: str
+    side: Side
     vertices: np.ndarray
     joints: np.ndarray
     axes: np.ndarray
@@ -87,7 +109,7 @@ class PlacedHand:
 
 
 def reach_in(
-    rng: np.random.Generator, frame: Frame, person: Person, side: str, grasp: hands.Grasp | None, rim: bool, crossed: bool
+    rng: np.random.Generator, frame: Frame, person: Person, side: Side, grasp: hands.Grasp | None, rim: bool, crossed: bool
 ) -> PlacedHand | None:
     """A hand that comes in from the border and holds what `grasp` is made for, or nothing; None when it would be too near or too far."""
     sign = 1 if side == "right" else -1
@@ -108,7 +130,9 @@ def reach_in(
     return place(rng, frame, person, posed, transl, entry)
 
 
-def hold_together(rng: np.random.Generator, frame: Frame, person: Person, radius: float) -> tuple[list[PlacedHand], np.ndarray, np.ndarray] | None:
+def hold_together(
+    rng: np.random.Generator, frame: Frame, person: Person, radius: float
+) -> tuple[list[PlacedHand], np.ndarray, np.ndarray] | None:
     """Both hands around one thing of `radius` metres, palms facing: the hands, the thing's middle (3,) and its axis (3,)."""
     centre = frame.ray(frame.extent * np.array([rng.uniform(0.38, 0.62), rng.uniform(0.4, 0.68)]))
     middle = centre * (frame.focal * 0.16 / (rng.uniform(0.23, 0.31) * frame.short))
@@ -116,7 +140,7 @@ def hold_together(rng: np.random.Generator, frame: Frame, person: Person, radius
     up, away = tilt @ frame.up, tilt @ frame.away
     grasp = hands.wrap_grasp(int(round(radius * 1000)))
     placed = []
-    for side in ("left", "right"):
+    for side in SIDES:
         sign = 1 if side == "right" else -1
         turn = Rotation.from_rotvec(up * sign * rng.normal(0.25, 0.12)).as_matrix()
         forward = turn @ away
@@ -153,7 +177,9 @@ def place(rng: np.random.Generator, frame: Frame, person: Person, posed: Posed, 
     return PlacedHand(posed.side, vertices, joints, posed.axes, {**posed.mano, "transl": transl.tolist()}, glove, parts)
 
 
-def _dress(rng: np.random.Generator, frame: Frame, person: Person, side: str, vertices, joints, axes, entry) -> tuple[tuple[draw.Part, ...], bool]:
+def _dress(
+    rng: np.random.Generator, frame: Frame, person: Person, side: Side, vertices, joints, axes, entry
+) -> tuple[tuple[draw.Part, ...], bool]:
     """The hand's and the forearm's surfaces in skin or glove, bare or sleeved; and whether there is a glove."""
     glove = side in person.gloves
     rgb = person.gloves[side] if glove else person.skin
@@ -177,7 +203,7 @@ def _dress(rng: np.random.Generator, frame: Frame, person: Person, side: str, ve
 
 
 @lru_cache(maxsize=2)
-def wrist_ring(side: str) -> np.ndarray:
+def wrist_ring(side: Side) -> np.ndarray:
     """Numbers of the vertices around the open wrist of a hand mesh: the ends of edges that belong to one face only."""
     faces = hands.mano_faces(side)
     edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)

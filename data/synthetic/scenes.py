@@ -75,13 +75,17 @@ def write_scene(settings: Settings, folder: Path, index: int) -> str:
 def make_scenes(folder: str | Path, settings: Settings, count: int, workers: int = 1) -> Iterator[int]:
     """Brings a folder to at least `count` scenes; see `journal.fill`."""
     folder = Path(folder)
-    return journal.fill(folder, "scenes.jsonl", "manifest.json", settings.manifest(), partial(write_scene, settings, folder), count, workers)
+    return journal.fill(
+        folder, "scenes.jsonl", "manifest.json", settings.manifest(), partial(write_scene, settings, folder), count, workers
+    )
 
 
 def read_scenes(folder: str | Path) -> list[dict[str, Any]]:
     """The records of a folder, in order. `journal.FolderError` when it holds no scenes.jsonl or a line of it is broken."""
     folder = Path(folder)
-    return journal.read_lines(folder / "scenes.jsonl", f"write the folder first with scripts/make_synthetic.py stills --out {folder.parent}")
+    return journal.read_lines(
+        folder / "scenes.jsonl", f"write the folder first with scripts/make_synthetic.py stills --out {folder.parent}"
+    )
 
 
 def read_mask(record: dict[str, Any], folder: str | Path) -> np.ndarray:

@@ -12,9 +12,18 @@ import numpy as np
 
 from data.synthetic import background, draw, factors
 from data.synthetic.frame import Frame
-from data.synthetic.placing import OBJECT_ID, PlacedObject, Thing, put_between, put_in_hand, put_on_table, put_under_fingers, two_handed_size
+from data.synthetic.placing import (
+    OBJECT_ID,
+    PlacedObject,
+    Thing,
+    put_between,
+    put_in_hand,
+    put_on_table,
+    put_under_fingers,
+    two_handed_size,
+)
 from data.synthetic.reaching import FOREARM_IDS, HAND_IDS, Person, PlacedHand, hold_together, reach_in
-from pose_tools.types import SIDES
+from pose_tools.types import SIDES, Side
 
 SIZE = (192, 192)
 ATTEMPTS = 80
@@ -34,7 +43,7 @@ class Plan:
     """
 
     split: factors.Split
-    hands: tuple[str, ...]
+    hands: tuple[Side, ...]
     crossed: bool
     holds: dict[str, Thing]
     touches: dict[str, Thing]
@@ -124,7 +133,7 @@ def _try_scene(plan: Plan, rng: np.random.Generator, size: tuple[int, int]) -> S
     for thing in plan.free:
         placed = put_on_table(rng, thing, frame, layers)
         layer = draw.draw_layer(placed.part(len(objects)), frame.focal, size, light) if placed else None
-        if layer is not None:
+        if placed is not None and layer is not None:
             objects.append(placed)
             layers.append(layer)
     objects, layers, owner = _drop_hidden(objects, layers, len(handled), size)
@@ -141,13 +150,7 @@ def _place_people(rng: np.random.Generator, frame: Frame, plan: Plan) -> tuple[l
     """The hands with what they hold or touch, None when a hand or thing found no place."""
     person = Person.draw(rng)
     if "both" in plan.holds:
-        thing = plan.holds["both"]
-        radius, scale = two_handed_size(rng, thing)
-        together = hold_together(rng, frame, person, radius)
-        if together is None:
-            return None
-        hands, middle, axis = together
-        return [replace(h, held=0, touches=True) for h in hands], [put_between(rng, thing, scale, middle, axis, frame)]
+        return _place_two_handed(rng, frame, person, plan.holds["both"])
     hands: list[PlacedHand] = []
     handled: list[PlacedObject] = []
     for side in plan.hands:
@@ -161,6 +164,17 @@ def _place_people(rng: np.random.Generator, frame: Frame, plan: Plan) -> tuple[l
         hands.append(replace(hand, held=len(handled) if held else None, touches=placed is not None))
         handled += [placed] if placed else []
     return hands, handled
+
+
+def _place_two_handed(
+    rng: np.random.Generator, frame: Frame, person: Person, thing: Thing
+) -> tuple[list[PlacedHand], list[PlacedObject]] | None:
+    radius, scale = two_handed_size(rng, thing)
+    together = hold_together(rng, frame, person, radius)
+    if together is None:
+        return None
+    hands, middle, axis = together
+    return [replace(h, held=0, touches=True) for h in hands], [put_between(rng, thing, scale, middle, axis, frame)]
 
 
 def _light(rng: np.random.Generator, frame: Frame) -> draw.Light:
@@ -200,7 +214,11 @@ def _labels(plan: Plan, frame: Frame, hands: list[PlacedHand], objects: list[Pla
         hand_records.append(hand.record(box, visible, frame))
     for k, placed in enumerate(objects):
         box, visible = mask_box(mask, OBJECT_ID + k), seen[OBJECT_ID + k]
-        if box is None or visible < (0.3 if placed.touched_by else 0.4) or not (0.10 if placed.touched_by else 0.08) <= _span(box, frame.short) <= WIDEST:
+        if (
+            box is None
+            or visible < (0.3 if placed.touched_by else 0.4)
+            or not (0.10 if placed.touched_by else 0.08) <= _span(box, frame.short) <= WIDEST
+        ):
             return None
         object_records.append(placed.record(box, visible))
     return {

@@ -44,7 +44,10 @@ def test_image_i_carries_annotation_i_mod_n(folder, training):
             # the same hand in other colours: same shape inside the mask, other background
             first = training[i % COUNT]
             assert np.array_equal(sample.mask, first.mask) and not np.array_equal(sample.image, first.image)
-            edges = [np.corrcoef(a[first.mask].mean(1), b[first.mask].mean(1))[0, 1] for a, b in ((sample.image.astype(float), first.image.astype(float)),)]
+            edges = [
+                np.corrcoef(a[first.mask].mean(1), b[first.mask].mean(1))[0, 1]
+                for a, b in ((sample.image.astype(float), first.image.astype(float)),)
+            ]
             assert edges[0] > 0.8
 
 

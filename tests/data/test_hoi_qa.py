@@ -153,14 +153,20 @@ def test_bad_files_are_one_clear_error_each(world, tmp_path):
         list(read_hoi_qa(path.with_name("nothing.json")))
 
 
-hundredths = st.lists(st.integers(0, 100), min_size=4, max_size=4).map(lambda v: [min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]), max(v[1], v[3])])
+hundredths = st.lists(st.integers(0, 100), min_size=4, max_size=4).map(
+    lambda v: [min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]), max(v[1], v[3])]
+)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["", "cup", "left hand"]), hundredths), min_size=1, max_size=4), st.text("abc ,.", max_size=8))
 def test_answers_keep_every_box_and_word(boxes, words):
     """Boxes in a sentence come out in order with their numbers and labels, and no letter is lost."""
     pieces = ["{" + "".join(f"<{v}>" for v in box) + "}" for _, box in boxes]
-    sentence = words + " ".join(f"<p>{label}</p> {piece}" if label else f" {piece}" for (label, _), piece in zip(boxes, pieces, strict=True)) + words
+    sentence = (
+        words
+        + " ".join(f"<p>{label}</p> {piece}" if label else f" {piece}" for (label, _), piece in zip(boxes, pieces, strict=True))
+        + words
+    )
     parts = answer_parts(sentence, (200, 100))
     found = [p for p in parts if p["type"] == "box"]
     assert np.allclose([p["bbox_xyxy"] for p in found], [[b[0] * 2, b[1], b[2] * 2, b[3]] for _, b in boxes])

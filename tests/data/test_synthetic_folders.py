@@ -109,7 +109,9 @@ def test_the_manifest_covers_every_byte(whole, tmp_path):
     assert manifest["records_sha256"] == hashlib.sha256((whole / "scenes.jsonl").read_bytes()).hexdigest()
     assert manifest["factors_sha256"] == factors.factors_hash() and manifest["complete"]
     for record in scenes.read_scenes(whole):
-        assert record["sha256"] == hashlib.sha256((whole / record["image"]).read_bytes() + (whole / record["mask"]).read_bytes()).hexdigest()
+        assert (
+            record["sha256"] == hashlib.sha256((whole / record["image"]).read_bytes() + (whole / record["mask"]).read_bytes()).hexdigest()
+        )
 
 
 def test_command(tmp_path, capsys):
@@ -179,7 +181,10 @@ def test_questions_depend_only_on_seed_record_and_kind(whole, asked):
         again = questions.questions(record, whole, split="train", seed=0, kinds=["object", "hand_left"])
         by_kind = {s.targets["kind"]: s for s in samples}
         assert [s.messages for s in again] == [by_kind[s.targets["kind"]].messages for s in again]
-    one, other = (" ".join(s.messages[0]["content"][1]["text"] for r, _ in asked for s in questions.questions(r, whole, split="train", seed=n)) for n in (0, 1))
+    one, other = (
+        " ".join(s.messages[0]["content"][1]["text"] for r, _ in asked for s in questions.questions(r, whole, split="train", seed=n))
+        for n in (0, 1)
+    )
     assert one != other
     with pytest.raises(ValueError, match="the kinds are hand_left"):
         questions.questions(asked[0][0], whole, split="train", seed=0, kinds=["colour"])
@@ -225,7 +230,17 @@ def _record_of_plan(index: int) -> dict:
 @pytest.mark.two_process
 @pytest.mark.slow
 def test_a_killed_run_leaves_no_process_behind(tmp_path, root):
-    command = [sys.executable, str(root / "scripts" / "make_synthetic.py"), "stills", "--out", str(tmp_path), "--count", "5000", "--workers", "2"]
+    command = [
+        sys.executable,
+        str(root / "scripts" / "make_synthetic.py"),
+        "stills",
+        "--out",
+        str(tmp_path),
+        "--count",
+        "5000",
+        "--workers",
+        "2",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     journal_file = tmp_path / "train" / "scenes.jsonl"
     try:

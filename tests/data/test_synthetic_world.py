@@ -40,7 +40,9 @@ def test_labels_round_trip_through_hand_model_and_camera(made):
     for scene in made:
         k = np.array(scene.record["camera"]["intrinsics"])
         for hand in scene.record["hands"]:
-            vertices, joints = hands.pose_hand(hand["side"], *(np.array(hand["mano"][n]) for n in ("global_orient", "hand_pose", "betas", "transl")))
+            vertices, joints = hands.pose_hand(
+                hand["side"], *(np.array(hand["mano"][n]) for n in ("global_orient", "hand_pose", "betas", "transl"))
+            )
             assert np.abs(joints - np.array(hand["joints_3d"])).max() < 2e-6
             assert np.abs(project(np.array(hand["joints_3d"]), k) - np.array(hand["joints_2d"])).max() < 2e-2
             # the visible pixels lie on the posed mesh, and the mesh reaches no further than them where nothing hides it
@@ -80,7 +82,9 @@ def test_held_things_are_at_the_hand(made):
 
 def test_sizes_are_such_that_a_small_model_can_see_them(made):
     for scene in made:
-        for box, low in itertools.chain(((h["bbox_xyxy"], 0.18) for h in scene.record["hands"]), ((o["bbox_xyxy"], 0.08) for o in scene.record["objects"])):
+        for box, low in itertools.chain(
+            ((h["bbox_xyxy"], 0.18) for h in scene.record["hands"]), ((o["bbox_xyxy"], 0.08) for o in scene.record["objects"])
+        ):
             assert low <= max(box[2] - box[0], box[3] - box[1]) / 192 <= world.WIDEST
 
 
@@ -164,7 +168,9 @@ def test_left_hands_are_mirrored_right_hands():
     rng = np.random.default_rng(0)
     pose, orient, betas = hands.free_pose(rng), rng.normal(size=3), rng.normal(size=10)
     right_vertices, right_joints = hands.pose_hand("right", orient, pose, betas, np.array([0.1, 0.2, 0.5]))
-    left_vertices, left_joints = hands.pose_hand("left", orient * hands.MIRROR, hands.for_side(pose, "left"), betas, np.array([-0.1, 0.2, 0.5]))
+    left_vertices, left_joints = hands.pose_hand(
+        "left", orient * hands.MIRROR, hands.for_side(pose, "left"), betas, np.array([-0.1, 0.2, 0.5])
+    )
     assert np.abs(left_vertices - right_vertices * [-1, 1, 1]).max() < 1e-6
     assert np.abs(left_joints - right_joints * [-1, 1, 1]).max() < 1e-6
     for side, handed in (("right", 1), ("left", -1)):

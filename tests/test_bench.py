@@ -1,0 +1,32 @@
+"""The benchmarks run and print what they promise; how fast is asserted nowhere."""
+
+from __future__ import annotations
+
+import re
+
+from scripts import bench
+from scripts.benchmarks.timing import interleave, report
+
+
+def test_benchmarks_are_listed(capsys):
+    assert bench.main([]) == 0
+    assert "synthetic" in capsys.readouterr().out
+    assert bench.main(["nothing"]) == 2
+    assert "no benchmark is called 'nothing'" in capsys.readouterr().err
+
+
+def test_ways_are_interleaved():
+    order: list[str] = []
+
+    def way(name: str) -> float:
+        order.append(name)
+        return {"fast": 4.0, "slow": 2.0}[name]
+
+    figures = interleave({"fast": lambda: way("fast"), "slow": lambda: way("slow")}, 3)
+    assert order == ["fast", "slow"] * 3 and figures == {"fast": [4.0] * 3, "slow": [2.0] * 3}
+    assert re.search(r"fast .* 2\.00$", report(figures, "per second"), re.MULTILINE)
+
+
+def test_synthetic(capsys):
+    assert bench.main(["synthetic", "--count", "3", "--rounds", "1", "--size", "48", "--workers", "1"]) == 0
+    assert re.search(r"CPU time: [0-9.]+ ms a picture", capsys.readouterr().out)
