@@ -73,7 +73,7 @@ class DetectorTask:
         return scores(*answers(model, self.held_out))
 
 
-def publish(settings: DetectorSettings) -> None:
+def publish(settings: DetectorSettings, note: str) -> None:
     """Best weights of the run → asset folder: calibrated on val, scored on test, with a card."""
     output = Path(settings.training.output)
     model = build(settings)
@@ -83,7 +83,7 @@ def publish(settings: DetectorSettings) -> None:
     model.config = replace(model.config, calibration=calibrate(found["logit"], truth["present"]))
     model.save(settings.asset)
     result = evaluate(settings.asset, settings.data, "test")
-    write_text(Path(settings.asset) / "README.md", card(settings, result, json.loads((output / "best.json").read_text())["step"]))
+    write_text(Path(settings.asset) / "README.md", card(settings, result, json.loads((output / "best.json").read_text())["step"], note))
     print(f"wrote {settings.asset}")
 
 
@@ -94,7 +94,7 @@ def evaluate(folder: str | Path | None, data: str, split: str) -> dict[str, floa
     return result
 
 
-def card(settings: DetectorSettings, result: dict[str, float], step: int) -> str:
+def card(settings: DetectorSettings, result: dict[str, float], step: int, note: str) -> str:
     """The model card: what it is, the command, the data's hash, and the scores on test."""
     t = settings.training
     manifests = {s: hashlib.sha256((Path(settings.data) / s / "manifest.json").read_bytes()).hexdigest() for s in ("train", "val", "test")}
@@ -110,6 +110,7 @@ alone it was trained; for photographs of real hands use the MediaPipe backend of
 - Seed {t.seed}, best of {t.max_steps} steps of {t.batch_size} pictures by `{t.best_metric}` on val: step {step}
 - Data: `scripts/make_synthetic.py stills`; sha256 of the manifests: {", ".join(f"{s} `{h[:16]}`" for s, h in manifests.items())}
 - Licence: Apache-2.0, as the project
+{note}
 
 Scores on the test split (`scripts/train_detector.py --evaluate --data {settings.data} --split test`): box accuracy at IoU 0.5
 counts a thing that is there but not reported as missed; `named` asks for every object whose name and colour occur once.
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.max_steps=100")
     parser.add_argument("--publish", action="store_true", help="write the best weights of the run to the asset folder")
     parser.add_argument("--evaluate", nargs="?", const=str(DEFAULT_FOLDER), metavar="FOLDER", help="score the detector in FOLDER")
+    parser.add_argument("--note", help="a line for the card of --publish: what the settings do not tell")
     parser.add_argument("--data", default="cache/synthetic")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     arguments = parser.parse_args()
@@ -141,7 +143,7 @@ def main() -> None:
         parser.error("a config is needed, such as scripts/configs/detector_small.yaml")
     settings = typed.load(DetectorSettings, arguments.config, arguments.set)
     if arguments.publish:
-        publish(settings)
+        publish(settings, f"- {arguments.note}" if arguments.note else "")
         return
     torch.manual_seed(settings.training.seed)
     size = settings.network.image_size
