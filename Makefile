@@ -23,7 +23,7 @@ help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s'|'
 
 run: venv ## four questions about hands, answered by the small model; pictures of the answers in outputs/run
-	@$(PY) scripts/run_demo_questions.py --out outputs/run
+	@OMP_NUM_THREADS=1 $(PY) scripts/run_demo_questions.py --out outputs/run
 
 test: venv-test ## the fast tests (no GPU, no network)
 	$(PYTEST) -m "not slow"
@@ -40,7 +40,7 @@ doctor: venv ## what is installed, what is missing, and what each missing thing 
 
 evaluate: venv ## score the small model on fresh synthetic test scenes; tables in outputs/evaluate
 	$(PY) scripts/make_synthetic.py stills --out outputs/scenes --count 500 --split test
-	$(PY) scripts/evaluate.py referral --data outputs/scenes/test --model demos/assets/vlm_small --out outputs/evaluate --questions 300
+	OMP_NUM_THREADS=1 $(PY) scripts/evaluate.py referral --data outputs/scenes/test --model demos/assets/vlm_small --out outputs/evaluate --questions 300
 
 wheel: venv-test ## dist/handvlm-*.whl (packages vlm, pose_tools, data)
 	$(PY) -m pip wheel -q --no-deps -w dist .

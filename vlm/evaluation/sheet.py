@@ -41,19 +41,30 @@ def tile(question: Question, reply: Reply) -> np.ndarray:
     scale = TILE / max(picture.size)
     result = Image.new("RGB", (TILE, TILE + CAPTION), (25, 25, 28))
     result.paste(picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS))
+    colour = RIGHT if question.score(reply).right else WRONG
+    outline(result, question.sample.targets["boxes"], TRUTH, scale, 4)
+    outline(result, reply.boxes, colour, scale, 2)
     pen = ImageDraw.Draw(result)
-    right = question.score(reply).right
-    colour = RIGHT if right else WRONG
-    for boxes, ink, width in ((question.sample.targets["boxes"], TRUTH, 4), (reply.boxes, colour, 2)):
-        for box in boxes:
-            x1, y1, x2, y2 = (min(max(value * scale, -10.0), TILE + 10.0) for value in box)
-            pen.rectangle([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)], outline=ink, width=width)
     font = ImageFont.load_default(11)
     asked = next(part["text"] for part in question.sample.messages[0]["content"] if part["type"] == "text")
     said = reply.output if reply.output is not None else reply.text or ("none" if reply.none else "boxes")
     for line, (words, ink) in enumerate(((asked, TRUTH), (f"truth: {truth_text(question)}", TRUTH), (said, colour))):
         pen.text((4, TILE + 3 + 18 * line), words[:46], font=font, fill=ink)
     return np.asarray(result)
+
+
+def outline(
+    picture: Image.Image, boxes: Sequence[Sequence[float]], colour: tuple[int, int, int], scale: float = 1.0, width: int = 2
+) -> None:
+    """Draws the frames of boxes xyxy, `scale` times as large as given, into `picture`."""
+    pen = ImageDraw.Draw(picture)
+    for box in boxes:
+        (left, top), (right, bottom) = np.sort(np.clip(np.asarray(box, float) * scale, -10, 1e5).reshape(2, 2), axis=0)
+        pen.rectangle(
+            [left, top, right - 1, bottom - 1] if right - left > 1 and bottom - top > 1 else [left, top, right, bottom],
+            outline=colour,
+            width=width,
+        )
 
 
 def truth_text(question: Question) -> str:

@@ -1,0 +1,16 @@
+#!/usr/bin/env python
+"""See vlm/commands/answer.py, or run with --help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vlm.commands.answer import main
+
+from vlm.commands.console import run
+
+if __name__ == "__main__":
+    sys.exit(run(main))
