@@ -14,6 +14,7 @@ class HandVLMConfig(PreTrainedConfig):
     """Composition of a vision tower, a projector, pose encoders' projectors and a causal language model.
 
     `vision_config` / `text_config`: any tower / causal LM that transformers knows (a dict with `model_type`, or a config).
+    `vision_norm_eps`: eps of the tower's last LayerNorm (`post_layernorm`) where it is not that of its blocks, as in MiniGPT-v2.
     `image_size`: side of the square picture the tower sees, pixels. `image_seq_length`: tokens one picture takes in the prompt.
     `vision_feature_layer`: index into the tower's hidden states (-1: its last). `vision_feature_select_strategy`: "default"
     drops the class token, "full" keeps every token (towers without one).
@@ -36,6 +37,7 @@ class HandVLMConfig(PreTrainedConfig):
     image_token_id: int = 32000
     image_size: int = 336
     image_seq_length: int = 576
+    vision_norm_eps: float | int | None = None
     vision_feature_layer: int = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     token_reducer: Literal["all", "merge-4"] = "all"

@@ -14,7 +14,7 @@ from vlm.adapters import is_adapter, load_adapter
 from vlm.config import HandVLMConfig
 from vlm.connectors import ImageProjector, PoseProjector
 from vlm.loss import token_losses
-from vlm.vision import patch_features, reduce_tokens
+from vlm.vision import patch_features, reduce_tokens, set_output_norm_eps
 
 
 class CheckpointError(ValueError):
@@ -57,6 +57,8 @@ class HandVLMModel(HandVLMPreTrainedModel):
     def __init__(self, config: HandVLMConfig) -> None:
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
+        if config.vision_norm_eps is not None:
+            set_output_norm_eps(self.vision_tower, config.vision_norm_eps)
         self.multi_modal_projector = ImageProjector(config)
         width = config.text_config.hidden_size
         self.pose_projectors = nn.ModuleDict(

@@ -30,6 +30,30 @@ def patch_features(tower: nn.Module, pixel_values: Tensor, layer: int, select: s
     return features
 
 
+def set_output_norm_eps(tower: nn.Module, eps: float) -> None:
+    """Gives the LayerNorm behind a tower's last block an eps of its own. Raises ValueError for a tower without one."""
+    norm = getattr(tower, "post_layernorm", None)
+    if not isinstance(norm, nn.LayerNorm):
+        raise ValueError(f"vision_norm_eps is {eps}, but a {type(tower).__name__} has no post_layernorm; leave vision_norm_eps out")
+    norm.eps = float(eps)
+
+
+def resize_positions(table: Tensor, side: int) -> Tensor:
+    """A position table (1, 1 + n², C) of a class token and n × n patches → (1, 1 + side², C).
+
+    Bicubic in float32 with half-pixel centres, as EVA-CLIP's towers are brought to other picture sizes; the class token's row stays.
+    """
+    patches = table.shape[1] - 1
+    old = math.isqrt(patches)
+    if old * old != patches:
+        raise ValueError(f"a position table of {patches} patches is no square grid, shape {tuple(table.shape)}")
+    if old == side:
+        return table
+    grid = table[:, 1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).to(table.dtype)], 1)
+
+
 def merge_patches(features: Tensor, count: int = 4) -> Tensor:
     """Joins `count` patches that follow each other in raster order: (B, P, C) → (B, P / count, count · C)."""
     batch, patches, channels = features.shape

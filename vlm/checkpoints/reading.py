@@ -1,0 +1,78 @@
+"""Published checkpoints from disk: tensors and plain values only, never code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.model import CheckpointError
+
+_SHOWN = 8
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a .pth / .bin / .safetensors file holds, tensors on the CPU and mapped from the file where its format allows.
+
+    Raises CheckpointError for a file that is missing, cut off, or holds more than tensors and plain values: such a pickle could run
+    code when it is read, and is never read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            content = torch.load(path, map_location="cpu", weights_only=True)  # a file in the format before torch 1.6
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, because it holds more than tensors and plain values and could run code when read "
+            f"({' '.join(str(error).split())[:200]}). If you trust who made it, write its tensors to a new file there: "
+            "torch.save({'model': checkpoint['model']}, path)"
+        ) from error
+    except Exception as error:  # a broken file makes torch and safetensors raise nearly anything
+        raise CheckpointError(f"{path}: not a whole checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors")
+    return content
+
+
+def model_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: its part "model" or "state_dict", if it has one, without the prefix of a parallel wrapper."""
+    for part in ("model", "state_dict"):
+        if isinstance(checkpoint.get(part), Mapping):
+            checkpoint = checkpoint[part]
+            break
+    strangers = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if strangers or not checkpoint:
+        raise CheckpointError(f"expected a dictionary of tensors, got {len(checkpoint)} entries; not tensors: {shown(strangers)}")
+    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
+
+
+def refuse(problems: Mapping[str, list[str]], what: str, remedy: str) -> None:
+    """Raises CheckpointError with the list of everything that does not fit, if anything."""
+    found = [f"{title}: {shown(names)}" for title, names in problems.items() if names]
+    if found:
+        raise CheckpointError(f"{what}. {'; '.join(found)}. {remedy}")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of floating-point tensors that hold NaN or infinite numbers."""
+    return [name for name, value in tensors.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+
+
+def shown(names: list[str]) -> str:
+    """The first of a list of names, and how many there are."""
+    ordered = sorted(names)
+    return f"{', '.join(ordered[:_SHOWN])}{' …' if len(ordered) > _SHOWN else ''} ({len(ordered)})"
