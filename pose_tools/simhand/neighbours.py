@@ -17,9 +17,10 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-ROWS, COLUMNS = 256, 8192
-SPARE = 8
-"""Candidates beyond k, so that float32's rounding cannot hide a neighbour."""
+ROWS, COLUMNS, SET = 256, 8192, 32
+SPARE = 4
+"""Sets of columns beyond k, so that float32's rounding cannot hide a neighbour."""
+OVER_QUERY = 8
 MOST_OVER_QUERY = 256
 CHUNK = 4096
 
@@ -51,11 +52,10 @@ class BlockSearch:
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _block(self, rows: np.ndarray) -> Found:
-        candidates, squares = nearest_columns(self.points[rows], self.groups[rows], self.columns, self.groups, self.k + SPARE)
+        candidates, bound = candidate_columns(self.points[rows], self.groups[rows], self.columns, self.groups, self.k + SPARE)
         index, distance = rank(self.points, rows, candidates, self.k)
-        # nothing that was left out can be as near as the k-th, or nothing was left out
-        last = np.where(np.isfinite(distance[:, -1]), distance[:, -1], np.inf)
-        sure = (squares[:, -1] - self.error > last**2) | ~np.isfinite(squares[:, -1])
+        # nothing that was left out can be as near as the k-th, or nothing legal was left out
+        sure = (bound - self.error > distance[:, -1] ** 2) | np.isinf(bound)
         if not sure.all():
             index[~sure], distance[~sure] = brute_force(self.points, self.groups, rows[~sure], self.k)
         return index, distance
@@ -73,7 +73,7 @@ class TreeSearch:
     def search(self, rows: np.ndarray) -> Found:
         index = np.full((len(rows), self.k), -1, np.int64)
         distance = np.full((len(rows), self.k), np.inf)
-        left, ask = np.arange(len(rows)), self.k + SPARE
+        left, ask = np.arange(len(rows)), self.k + OVER_QUERY
         while len(left) and ask <= MOST_OVER_QUERY:
             there = rows[left]
             far, near = self.tree.query(self.points[there], k=min(ask, len(self.points)), workers=torch.get_num_threads())
@@ -99,7 +99,7 @@ class ListSearch:
         order = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[order], np.arange(len(centres) + 1))
         self.lists = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-        near = nearest_columns(centres, np.full(len(centres), -1), _columns(centres), np.arange(len(centres)), min(probes, len(centres)))[0]
+        near = cKDTree(centres).query(centres, k=min(probes, len(centres)))[1].reshape(len(centres), -1)
         self.near = {int(rows[0]): near[number] for number, rows in enumerate(self.lists) if len(rows)}
         self.chunks = [rows for rows in self.lists if len(rows)]
 
@@ -112,7 +112,7 @@ class ListSearch:
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
             part = part[np.argsort(self.groups[part], kind="stable")]
-            candidates, _ = nearest_columns(self.points[part], self.groups[part], columns, groups, self.k + SPARE)
+            candidates, _ = candidate_columns(self.points[part], self.groups[part], columns, groups, self.k + SPARE)
             found = rank(self.points, part, np.where(candidates < 0, -1, among[candidates]), self.k)
             back = np.searchsorted(np.sort(part), part)  # to the order that was asked for: a list's rows rise
             parts.append(tuple(_placed(values, back) for values in found))
@@ -135,38 +135,36 @@ def exact_search(points: np.ndarray, groups: np.ndarray, k: int, sample: int = 2
     return tree if seconds[0] <= seconds[1] else block
 
 
-def nearest_columns(
+def candidate_columns(
     rows: np.ndarray, row_groups: np.ndarray, columns: Tensor, column_groups: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest columns of each row (R, D) → numbers (R, count), −1 where there are fewer, and squared distances in float32.
+    """Columns among which the `count` nearest of each row (R, D) are → numbers (R, C), −1 for none, and a bound (R,).
 
-    `columns` (M, D + 1) as `_columns` makes them; both groups sorted. Only panels that hold something nearer than what is known are
-    looked into.
+    `columns` (D + 1, M) as `_columns` makes them; rows and columns sorted by group. Columns are taken in sets of `SET`; the `count` nearest
+    ones lie in the `count` sets with the smallest minima, which are returned whole: one product and one minimum per pair are
+    all the work. Columns left out are at squared distances of at least the bound (in float32's arithmetic).
     """
+    total = len(column_groups)
+    width = COLUMNS // SET
     with torch.no_grad():
         left = torch.from_numpy(np.concatenate([-2 * rows, np.ones((len(rows), 1), np.float32)], axis=1))
-        best = torch.full((len(rows), count), float("inf"))
-        place = torch.full((len(rows), count), -1, dtype=torch.int64)
-        runs, first = _own_runs(row_groups, column_groups), 0
-        for start in range(0, len(columns), COLUMNS):
-            stop = min(start + COLUMNS, len(columns))
-            panel = left @ columns[start:stop].T
+        runs, first, minima = _own_runs(row_groups, column_groups), 0, []
+        for start in range(0, columns.shape[1], COLUMNS):
+            panel = left @ columns[:, start : start + COLUMNS]
             while first < len(runs) and runs[first][3] <= start:
                 first += 1
             for top, bottom, left_end, right_end in runs[first:]:
-                if left_end >= stop:
+                if left_end >= start + COLUMNS:
                     break
                 panel[top:bottom, max(left_end - start, 0) : right_end - start] = float("inf")
-            better = (panel.amin(1) < best[:, -1]).nonzero().flatten()
-            if len(better) == 0:
-                continue
-            values, at = panel[better].topk(min(count, stop - start), largest=False)
-            values, order = torch.cat([best[better], values], 1).sort(dim=1, stable=True)
-            best[better] = values[:, :count]
-            place[better] = torch.cat([place[better], at + start], 1).gather(1, order)[:, :count]
-        squares = best + torch.from_numpy((rows.astype(np.float32) ** 2).sum(1, dtype=np.float32))[:, None]
-    place[torch.isinf(best)] = -1
-    return place.numpy(), squares.numpy()
+            minima.append(panel.view(len(rows), SET, width).amin(1))
+        lowest, sets = torch.cat(minima, 1).topk(min(count, columns.shape[1] // SET), largest=False)
+        bound = lowest[:, -1] + torch.from_numpy((rows**2).sum(1))
+    panel_start, offset = np.divmod(sets.numpy(), width)
+    members = (panel_start * COLUMNS + offset)[:, :, None] + np.arange(SET) * width
+    members = members.reshape(len(rows), -1)
+    own = column_groups[np.minimum(members, total - 1)] == row_groups[:, None]
+    return np.where((members >= total) | own, -1, members), bound.numpy()
 
 
 def _own_runs(row_groups: np.ndarray, column_groups: np.ndarray) -> list[tuple[int, int, int, int]]:
@@ -219,7 +217,7 @@ def k_means(points: np.ndarray, count: int, seed: int, sample: int = 64, rounds:
 
 
 def _nearest_centres(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    right = _columns(centres).T.contiguous()
+    right = torch.from_numpy(np.concatenate([centres.T, (centres**2).sum(1)[None]]))
     owner = np.empty(len(points), np.int64)
     with torch.no_grad():
         for start in range(0, len(points), 1024):
@@ -230,8 +228,10 @@ def _nearest_centres(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _columns(points: np.ndarray) -> Tensor:
-    """[p, |p|²] (M, D + 1): its product with [−2 q, 1] is |p − q|² − |q|²."""
-    return torch.from_numpy(np.concatenate([points, (points**2).sum(1, keepdims=True)], axis=1, dtype=np.float32))
+    """[p, |p|²] (D + 1, M): the product of [−2 q, 1] with it is |p − q|² − |q|². Filled up with infinitely far columns to whole panels."""
+    filled = np.zeros((points.shape[1] + 1, -(-len(points) // COLUMNS) * COLUMNS), np.float32)
+    filled[:-1, : len(points)], filled[-1, : len(points)], filled[-1, len(points) :] = points.T, (points**2).sum(1), np.inf
+    return torch.from_numpy(filled)
 
 
 def _placed(values: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -74,7 +74,6 @@ def test_tree_and_block_agree_where_one_video_fills_the_neighbourhood():
         np.testing.assert_array_equal(b, c)
 
 
-@pytest.mark.slow
 def test_five_thousand_equal_brute_force():
     keypoints, videos = pool(5000, 50)
     index, distance = mine(keypoints, videos, 3)
