@@ -166,7 +166,9 @@ def test_an_unknown_key_and_a_broken_config_are_refused(broken: Path, picture: P
 @pytest.mark.parametrize("load_in, layer", [("8bit", "Linear8bitLt"), ("4bit", "Linear4bit")])
 def test_only_the_language_model_is_quantised(tmp_path: Path, picture: Path, load_in: str, layer: str) -> None:
     pytest.importorskip("bitsandbytes")
-    whole, processor = tiny("llava", llama={"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4})  # 4 bits need 64 columns
+    whole, processor = tiny(
+        "llava", llama={"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}
+    )  # 4 bits need 64 columns
     whole.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     network, _ = load_model(tmp_path / "model", load_in=load_in)
@@ -217,6 +219,17 @@ def test_evaluate_writes_its_table_into_the_card_and_goes_on_where_it_stopped(
     refused(capsys, score(model, folder, tmp_path / "out", "--seed", 1), "seed was 0, now 1", "another --out")
     assert run(evaluate.main, ["compare", *[str(tmp_path / "out")] * 2, "--data", str(folder), "--condition", "pixels only"]) == 0
     assert "+0.000 [+0.000, +0.000], p = 1" in capsys.readouterr().out
+
+
+def test_tool_use_is_scored_with_and_without_detections(model: Path, folder: Path, tmp_path: Path) -> None:
+    options = ["--data", folder, "--model", model, "--out", tmp_path / "out", "--questions", 4, "--batch-size", 4]
+    assert run(evaluate.main, ["tools", *map(str, options)]) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert all(
+        f"| {title} | {condition} | 4 |" in table
+        for title in ("a call is needed", "no call is needed")
+        for condition in ("as shipped", "pixels only")
+    )
 
 
 def test_evaluate_refuses_a_folder_in_use_and_one_without_scenes(

@@ -116,14 +116,15 @@ def tool_use(options: argparse.Namespace) -> int:
     from vlm.evaluation import tool_use as task
     from vlm.evaluation.asking import Asker
 
-    pictures = open_groups("tool_dialogues", options.data, limit=options.limit).pictures()
-    cached_detections(options.data.absolute(), pictures)  # the dialogues below read what is in the cache
-    asked = task.select(task.read_tool_questions(options.data, options.seed, options.limit), options.questions, options.seed)
+    root = options.data.resolve()
+    cached = cached_detections(root, open_groups("tool_dialogues", root, limit=options.limit).pictures())  # the dialogues are made of them
+    asked = task.select(task.read_tool_questions(root, options.seed, options.limit), options.questions, options.seed)
     with records.single_writer(options.out):
         records.claim(options.out, _settings(options))
         model, processor = load_model(options.model, device=options.device)
         ask = Asker(model, processor, tools=schemas(OFFER))
-        table = task.evaluate(asked, ask, processor.dialect, out=options.out, batch_size=options.batch_size)
+        tokens = (lambda picture: cached[os.path.relpath(picture, root)]) if "detection" in processor.pose_encoders else None
+        table = task.evaluate(asked, ask, processor.dialect, out=options.out, tokens=tokens, batch_size=options.batch_size)
         text = "\n".join([*_about(options, len({q.cluster for q in asked})), "", table])
         write_text(options.out / "table.md", text)
     return _finish(options, "tools", text)

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.groups import open_groups
 from data.sample import Sample
 from vlm.answers import Answer, ToolCallAnswer, parse
 from vlm.evaluation import records, tables
 from vlm.evaluation.referral import drawn_order, split_of
 from vlm.evaluation.scoring import Reply, Score, score
+from vlm.training_data import with_pose
 
 Ask = Callable[[Sequence[list[dict[str, Any]]]], Sequence[Reply]]
+Tokens = Callable[[Any], np.ndarray]
 AIM = 0.95
 
 
@@ -77,36 +81,52 @@ def _same(a: Any, b: Any) -> bool:
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)  # 1 and true differ, unlike in Python
 
 
-def evaluate(questions: Sequence[ToolQuestion], ask: Ask, dialect: str, *, out: Path, batch_size: int = 32) -> str:
+def evaluate(
+    questions: Sequence[ToolQuestion], ask: Ask, dialect: str, *, out: Path, tokens: Tokens | None = None, batch_size: int = 32
+) -> str:
     """Asks every question, and again with the tool's result where the call was right; returns the table as markdown.
 
-    Resumable: `out/predictions/calls.jsonl` and `answers.jsonl`.
+    With `tokens` (the detections of a picture, by its path) the model is asked twice: as shipped, with them, and without. Resumable:
+    `out/predictions/calls_<condition>.jsonl` and `answers_<condition>.jsonl`.
     """
-    called = _texts(questions, ask, [q.messages for q in questions], out / "predictions" / "calls.jsonl", batch_size, "tool calls")
+    conditions = ([("as shipped", tokens)] if tokens is not None else []) + [("pixels only", None)]
+    rows = [row for name, shown in conditions for row in _rows(questions, ask, dialect, out, name, shown, batch_size)]
+    note = (
+        "`right`: name and arguments exactly those that the question fixes; no call; or, after the call, every box with IoU ≥ 0.5 of the "
+        "truth (a wrong call is a wrong answer, and so is what the detector missed)."
+    )
+    return tables.markdown_table(["question", "answered by", "n", "tool called", "right", "aim"], rows) + "\n" + note
+
+
+def _rows(
+    questions: Sequence[ToolQuestion], ask: Ask, dialect: str, out: Path, condition: str, tokens: Tokens | None, batch_size: int
+) -> list[list[Any]]:
+    def shown(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        picture = next(part["image"] for part in messages[0]["content"] if part["type"] == "image")
+        return messages if tokens is None else with_pose(messages, "detection", tokens(picture))
+
+    def replies(asked: Sequence[ToolQuestion], turns: list[list[dict[str, Any]]], stage: str) -> dict[str, dict[str, Any]]:
+        path = out / "predictions" / f"{stage}_{condition.replace(' ', '_')}.jsonl"
+        return _replies(asked, ask, [shown(turn) for turn in turns], path, batch_size, f"{stage}, {condition}")
+
+    called = replies(questions, [q.messages for q in questions], "calls")
     judged = {q.id: judge(parse(called[q.id]["output"], None, dialect), q.call) for q in questions}
     needed = [q for q in questions if q.call is not None]
     right = [q for q in needed if judged[q.id]["right"]]
-    answered = _texts(
-        right, ask, [q.sample.messages[:-1] for q in right], out / "predictions" / "answers.jsonl", batch_size, "after the call"
-    )
-    rows = []
+    answered = replies(right, [q.sample.messages[:-1] for q in right], "answers")
+    rows: list[list[Any]] = []
     for title, members in (("a call is needed", needed), ("no call is needed", [q for q in questions if q.call is None])):
         clusters = [q.cluster for q in members]
         exact = tables.share([judged[q.id]["right"] for q in members], clusters)
         made = tables.share([judged[q.id]["called"] for q in members], clusters, interval=False)
         met = "–" if exact.value is None else "met" if exact.value >= AIM else "missed"
-        rows.append([title, len(members), made, exact, f"≥ {AIM:.2f}: {met}"])
+        rows.append([title, condition, len(members), made, exact, f"≥ {AIM:.2f}: {met}"])
     scores = [q.score(Reply.from_record(answered[q.id]) if q.id in answered else Reply(valid=False)) for q in needed]
     after = tables.share([s.right for s in scores], [q.cluster for q in needed])
-    rows.append(["the answer after the call", len(needed), "", after, ""])
-    note = (
-        "`right`: name and arguments exactly those that the question fixes; no call; or, after the call, every box with IoU ≥ 0.5 of the "
-        "truth (a wrong call is a wrong answer, and so is what the detector missed)."
-    )
-    return tables.markdown_table(["question", "n", "tool called", "right", "aim"], rows) + "\n" + note
+    return [*rows, ["the answer after the call", condition, len(needed), "", after, ""]]
 
 
-def _texts(
+def _replies(
     questions: Sequence[ToolQuestion], ask: Ask, turns: Sequence[list[dict[str, Any]]], path: Path, batch_size: int, title: str
 ) -> dict[str, dict[str, Any]]:
     def answer(batch: Sequence[tuple[ToolQuestion, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
