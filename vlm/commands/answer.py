@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data.sample import user
 from pose_tools.detect import detect_hands, detection_tokens
 from pose_tools.files import write_text
 from pose_tools.image_io import read_image, write_image
+from pose_tools.render import Canvas
 from pose_tools.tool import TOOLS
 from pose_tools.tool_protocol import BackendMissing
 from pose_tools.types import Box, Media
@@ -23,15 +23,10 @@ from vlm.agent import Agent, Turn
 from vlm.answers import Answer, BoxAnswer, NoneAnswer, TextAnswer, Unparsed
 from vlm.commands.console import DEFAULT_MODEL
 from vlm.commands.loading import load_model
-from vlm.evaluation.sheet import TRUTH, outline
 from vlm.training_data import with_pose
 
 ENCODER = "detection"
 """The pose encoder that reads hand detections."""
-
-SHORTEST_DRAWN = 384
-COLOURS = {"left hand": (255, 160, 40), "right hand": (60, 200, 255)}
-OTHER = ((60, 220, 90), (230, 90, 255), (255, 220, 60))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,13 +105,12 @@ def as_json(answer: Answer) -> dict[str, Any]:
 
 
 def drawn(image: np.ndarray, answers: Sequence[Answer], truth: Sequence[Box] = ()) -> np.ndarray:
-    """A copy of a picture, RGB uint8 (H, W, 3), with the answer's boxes in colour over those of the truth in white; small pictures
-    are enlarged, so that lines do not hide what they frame."""
-    scale = max(1, round(SHORTEST_DRAWN / min(image.shape[:2])))
-    picture = Image.fromarray(image.repeat(scale, 0).repeat(scale, 1))
-    width = max(2, round(max(picture.size) / 250))
-    outline(picture, [box.bbox_xyxy for box in truth], TRUTH, scale, 2 * width)
-    boxes = [answer.box for answer in answers if isinstance(answer, BoxAnswer)]
-    for number, box in enumerate(boxes):
-        outline(picture, [box.bbox_xyxy], COLOURS.get(box.label or "", OTHER[number % len(OTHER)]), scale, width)
-    return np.asarray(picture)
+    """A copy of a picture, RGB uint8 (H, W, 3), with the answer's boxes in colour and those of the truth dashed in white; a small
+    picture is enlarged. An answer without a box is written at the top."""
+    canvas = Canvas(image)
+    canvas.boxes(truth, colours=[(255, 255, 255)] * len(truth), dashed=True)
+    canvas.boxes([answer.box for answer in answers if isinstance(answer, BoxAnswer)])
+    for answer in answers:
+        if not isinstance(answer, BoxAnswer):
+            canvas.caption(describe(answer))
+    return canvas.array()
