@@ -112,18 +112,19 @@ class SmallDetector(nn.Module):
         if not images:
             return []
         pixels, views = zip(*(self.preprocess(image) for image in images), strict=True)
+        sizes = [(image.shape[1], image.shape[0]) for image in images]
         weight = self.heads["contact"].weight
         maps = self(torch.stack(pixels).to(weight.device, weight.dtype))
         boxes, scores = instances(maps, self.config)
-        return [self._hands(b, s, v, least) for b, s, v in zip(boxes.cpu().double().numpy(), scores.tolist(), views, strict=True)]
+        decoded = zip(boxes.cpu().double().numpy(), scores.tolist(), views, sizes, strict=True)
+        return [self._hands(*parts, least) for parts in decoded]
 
     def detect(self, image: np.ndarray, least: float = 0.01) -> list[HandDetection]:
         """As `detect_batch`, for one picture."""
         return self.detect_batch([image], least)[0]
 
-    def _hands(self, boxes: np.ndarray, scores: list[float], view: View, least: float) -> list[HandDetection]:
-        edges = np.array([*view.size, *view.size], dtype=float)
-        boxes = np.clip(view.box_to_original(boxes), 0, edges)
+    def _hands(self, boxes: np.ndarray, scores: list[float], view: View, edges: tuple[int, int], least: float) -> list[HandDetection]:
+        boxes = np.clip(view.box_to_original(boxes), 0, np.tile(edges, 2))
         hands = []
         for i, side in enumerate(SIDES):
             if scores[i] >= least:

@@ -165,7 +165,8 @@ class _Run:
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.adam_betas, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
-        self.step, self.best = 0, None
+        self.step = 0
+        self.best: dict[str, float] | None = None
         self.path = self.output / "checkpoint.pt"
 
     def start(self) -> None:
