@@ -15,7 +15,7 @@ KEPT = ["model.vision_tower", "model.multi_modal_projector", "model.pose_project
 
 WRITTEN_BESIDE = {
     "architectures", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype", "eos_token_id", "pad_token_id", "quantization_config",
-    "sep_token_id", "torch_dtype", "transformers_version", "transformers_weights",
+    "sep_token_id", "torch_dtype", "transformers_version", "transformers_weights", "use_cache",
 }  # fmt: skip
 """Keys of config.json that transformers writes into any model's."""
 
@@ -60,7 +60,8 @@ def _check_keys(file: Path) -> None:
 
     if not file.is_file():  # an adapter's folder
         return
-    known = set(HandVLMConfig().to_dict()) | WRITTEN_BESIDE
+    config = HandVLMConfig()
+    known = set(config.to_dict()) | set(vars(config)) | WRITTEN_BESIDE
     for key in json.loads(file.read_text(encoding="utf-8")):
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
