@@ -19,7 +19,7 @@ import numpy as np
 from data.detections import known_detections
 from data.sample import Sample, SampleError, Source, assistant, text, user
 from data.synthetic.questions import questions
-from pose_tools.detect import HandDetection, detection_tokens
+from pose_tools.detect import THRESHOLDS, HandDetection, detection_tokens
 from pose_tools.detect_tool import TOOL, describe
 from pose_tools.image_io import read_image
 from pose_tools.tool_protocol import ToolResult
@@ -44,6 +44,16 @@ _ONE = {
         "Check with the detector where the {side} hand is.",
         "Find the {side} hand, but use the hand detection tool.",
         "Where is my {side} hand according to the detector?",
+        "Where is the {side} hand? Ask the detector.",
+        "Find the {side} hand. Use the tool.",
+        "Locate the {side} hand by running the detector.",
+        "Tell me where the {side} hand is; use the tool.",
+        "Show me what the tool finds for my {side} hand.",
+        "Give the box of the {side} hand with the detector.",
+        "Use the detector to find my {side} hand.",
+        "Use the detector and show me the {side} hand.",
+        "Run the detector to locate my {side} hand.",
+        "By calling the tool, tell me where my {side} hand is.",
     ),
     "test": (
         "Where is my {side} hand? Use the detector.",
@@ -67,6 +77,16 @@ _BOTH = {
         "Check with the detector where the hands are.",
         "Find the hands, but use the hand detection tool.",
         "Where are my hands according to the detector?",
+        "Where are the hands? Ask the detector.",
+        "Find both hands. Use the tool.",
+        "Locate the hands by running the detector.",
+        "Tell me where both hands are; use the tool.",
+        "Show me what the tool finds for my hands.",
+        "Give the boxes of the hands with the detector.",
+        "Use the detector to find my hands.",
+        "Use the detector and show me both hands.",
+        "Run the detector to locate my hands.",
+        "By calling the tool, tell me where my hands are.",
     ),
     "test": (
         "Where are my hands? Use the detector.",
@@ -178,7 +198,7 @@ def _detections(record: dict[str, Any], folder: Path, detector: str | None) -> l
         from pose_tools.small_detector import load_small_detector
 
         image = read_image(folder / record["image"])
-        known[record["image"]] = detection_tokens(load_small_detector(detector).detect(image, least=0.5))
+        known[record["image"]] = detection_tokens(load_small_detector(detector).detect(image, least=THRESHOLDS["small"]))
     return [_as_detection(row) for row in known[record["image"]] if np.isfinite(row[0])]
 
 

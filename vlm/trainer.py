@@ -47,9 +47,10 @@ class HandVLMTrainer(Trainer):
 
     def __init__(self, *, settings: Any, prefix: str, folder: RunFolder, position: dict[str, Any], **kwargs: Any) -> None:
         config = kwargs["model"].config
-        use_cache = getattr(config, "use_cache", None)
+        had = {"use_cache": config.use_cache} if hasattr(config, "use_cache") else {}
         super().__init__(**kwargs)
-        config.use_cache = use_cache  # the Trainer turns it off for good; here it is off in the forward pass only
+        config.__dict__.pop("use_cache", None)  # the Trainer turns it off for good; here it is off in the forward pass only
+        config.__dict__.update(had)
         self.settings, self.prefix, self.folder, self.position = settings, prefix, folder, position
         self.frozen = frozen_modules(self.model, settings.parts)
         self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if type(c).__name__ != "PrinterCallback"]

@@ -1,12 +1,13 @@
 """Questions about a synthetic scene, with their answers: where hands and objects are, what holds what, what touches.
 
-Wordings are kept apart by split: what the model was trained on is `_WORDS[kind]["train"]`, what it is asked in val and test is held out.
+Wordings are kept apart by split: what a kind is asked with in val and test is held out (see `phrasings`).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +21,41 @@ KINDS = ("hand_left", "hand_right", "hands", "held_left", "held_right", "object"
 NONE_SHARE = 0.25
 """How often `object` asks for something that is not there."""
 
+_ASKING = (
+    "Where is {x}?", "Find {x}.", "Locate {x}.", "Give the box of {x}.", "Show me {x}.", "Box {x}.", "In which region is {x}?", "Point out {x}.",
+    "Mark {x}.", "Tell me where {x} is.", "Where can {x} be seen?", "Where can I see {x}?", "What is the box of {x}?", "Can you find {x}?",
+    "Do you see {x}, and where?", "Please locate {x}.",
+)  # fmt: skip
+"""Ways to ask for a place. A kind's held-out ways are trained with other kinds, so that a model that learns language from these
+questions alone has met their words, but never in this question."""
+
+_THINGS: dict[str, tuple[str, ...]] = {
+    "hand": ("the {side} hand", "my {side} hand", "the {side} hand of the person"),
+    "held": (
+        "the object in the {side} hand", "the object in my {side} hand", "what the {side} hand is holding", "what my {side} hand holds",
+        "the thing held by my {side} hand", "the object that the {side} hand holds", "the thing that the {side} hand has grasped",
+        "the object held in the {side} hand",
+    ),
+    "object": ("the {thing}",),
+    "hands": ("my hands", "both hands", "the hands of the person", "the left and the right hand", "all hands", "every hand", "the hands"),
+}  # fmt: skip
+_HELD_OUT: dict[str, tuple[int, ...]] = {"hand": (8, 10, 13), "held": (2, 7, 9), "object": (4, 11, 15), "hands": (1, 8, 12)}
+"""Numbers of the ways of `_ASKING` that a kind is asked in val and test only."""
+
 _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "hand": {
-        "train": (
-            "Where is the {side} hand?", "Find the {side} hand.", "Locate my {side} hand.", "Give the box of the {side} hand.",
-            "Show me the {side} hand.", "Point out the {side} hand of the person.", "In which region is my {side} hand?",
-            "Box the {side} hand.",
-        ),
-        "test": ("Where can the {side} hand be seen?", "Where is my {side} hand?", "Mark the {side} hand.",
-            "Tell me where the {side} hand is."),
-    },
-    "hands": {
-        "train": (
-            "Where are my hands?", "Find both hands.", "Locate the hands of the person.", "Give the boxes of all hands.", "Box every hand.",
-            "Show me the hands.", "Which hands are there, and where?", "Find the left and the right hand.",
-        ),
-        "test": ("Where are the hands?", "Mark all hands you can see.", "Tell me where both hands are.", "Locate every hand."),
-    },
-    "held": {
-        "train": (
-            "Where is the object in the {side} hand?", "Find what the {side} hand is holding.", "Locate the thing held by my {side} hand.",
-            "Give the box of the object in my {side} hand.", "Show me the object that the {side} hand holds.",
-            "Box what my {side} hand holds.",
-            "Where is the thing that the {side} hand has grasped?",
-        ),
-        "test": ("Where is the object held in the {side} hand?", "Mark what my {side} hand is holding.",
-            "Tell me where the thing in the {side} hand is."),
-    },
-    "object": {
-        "train": (
-            "Where is the {thing}?", "Find the {thing}.", "Locate the {thing}.", "Give the box of the {thing}.", "Show me the {thing}.",
-            "Box the {thing}.", "In which region is the {thing}?",
-        ),
-        "test": ("Where can I see the {thing}?", "Mark the {thing}.", "Tell me where the {thing} is.", "Is there a {thing}, and where?"),
-    },
     "holding_hand": {
         "train": (
-            "Which hand is holding the {thing}?", "Which hand holds the {thing}?", "In which hand is the {thing}?",
-            "Who holds the {thing}, left or right?",
-            "Name the hand that has the {thing}.", "The {thing} is in which hand?",
+            "Which hand is holding the {thing}?", "Which hand holds the {thing}?", "In which hand is the {thing}?", "Who holds the {thing}, left or right?",
+            "Name the hand that has the {thing}.", "The {thing} is in which hand?", "Tell me the hand that is holding the {thing}.",
+            "What hand has the {thing}?", "Which of my hands is holding the {thing}?",
         ),
         "test": ("What hand is holding the {thing}?", "Which of the hands has the {thing}?", "Tell me which hand holds the {thing}."),
     },
     "held_name": {
         "train": (
-            "What is the {side} hand holding?", "What is in my {side} hand?", "Name the object in the {side} hand.",
-            "What do I hold in my {side} hand?",
-            "Which object does the {side} hand hold?", "Tell what the {side} hand has grasped.",
+            "What is the {side} hand holding?", "What is in my {side} hand?", "Name the object in the {side} hand.", "What do I hold in my {side} hand?",
+            "Which object does the {side} hand hold?", "Tell what the {side} hand has grasped.", "What am I holding with the {side} hand?",
+            "Name the thing that my {side} hand has grasped.", "Tell me what my {side} hand is holding.",
         ),
         "test": ("What am I holding in my {side} hand?", "What is the object in the {side} hand?", "Name what my {side} hand holds."),
     },
@@ -74,18 +63,32 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "train": (
             "Is the {side} hand touching an object?", "Does my {side} hand touch anything?", "Is something touched by the {side} hand?",
             "Is the {side} hand in contact with an object?", "Does the {side} hand hold or touch something?",
-            "Is there contact between the {side} hand and an object?",
+            "Is there contact between the {side} hand and an object?", "Am I touching something with my {side} hand?", "Is my {side} hand holding a thing?",
         ),
-        "test": ("Is my {side} hand touching something?", "Does the {side} hand have contact with a thing?",
-            "Is the {side} hand holding or touching an object?"),
+        "test": ("Is my {side} hand touching something?", "Does the {side} hand have contact with a thing?", "Is the {side} hand holding or touching an object?"),
     },
 }  # fmt: skip
 
 
+def _words(stem: str, held_out: bool) -> tuple[str, ...]:
+    if stem in _WORDS:
+        return _WORDS[stem]["test" if held_out else "train"]
+    ways = [way for number, way in enumerate(_ASKING) if (number in _HELD_OUT[stem]) == held_out]
+    return tuple(_grammatical(way.replace("{x}", thing)) for way in ways for thing in _THINGS[stem])
+
+
+def _grammatical(question: str) -> str:
+    """Several hands "are"."""
+    if any(several in question for several in ("hands", "left and the right", "all hands")):
+        question = question.replace("Where is ", "Where are ").replace("region is ", "region are ")
+        question = question.removesuffix(" is.") + " are." if question.endswith(" is.") else question
+    return question
+
+
+@lru_cache(maxsize=None)
 def phrasings(kind: str, split: str) -> tuple[str, ...]:
     """The wordings of a kind for a split; val and test share the held-out ones."""
-    stem = kind.removesuffix("_left").removesuffix("_right")
-    return _WORDS[stem]["train" if split == "train" else "test"]
+    return _words(kind.removesuffix("_left").removesuffix("_right"), held_out=split != "train")
 
 
 def questions(record: dict[str, Any], folder: str | Path, *, split: str, seed: int, kinds: Iterable[str] | None = None) -> list[Sample]:
@@ -180,9 +183,16 @@ def _ask_holding_hand(record: dict[str, Any], rng: np.random.Generator) -> Asked
     return {"thing": thing_name(thing)}, [], answer, holders[0] if len(holders) == 1 else None
 
 
+def _as_typed(question: str, rng: np.random.Generator | None) -> str:
+    """People also type without capitals and without a mark at the end: a quarter of the training questions each."""
+    if rng is not None and rng.random() < 0.25:
+        question = question[0].lower() + question[1:]
+    return question[:-1] if rng is not None and rng.random() < 0.25 else question
+
+
 def _sample(kind: str, record: dict[str, Any], folder: Path, split: str, rng: np.random.Generator, words, boxes, answer, side) -> Sample:
     choice = phrasings(kind, split)
-    question = choice[rng.integers(len(choice))].format(**words)
+    question = _as_typed(choice[rng.integers(len(choice))].format(**words), rng if split == "train" else None)
     parts: list[dict[str, Any]] = [{"type": "box", **box} for box in boxes] or (
         [text(answer)] if answer is not None else [{"type": "none"}]
     )
