@@ -69,7 +69,7 @@ def referral(options: argparse.Namespace) -> int:
     conditions = _chosen(options.conditions, CONDITIONS)
     asked = select(read_questions(options.data, options.seed, options.limit), options.questions, options.none_share, options.seed)
     with records.single_writer(options.out):
-        records.claim(options.out, _settings(options, none_share=options.none_share))
+        records.claim(options.out, _settings(options, asked))
         model, processor = load_model(options.model, device=options.device)
         if "detection" not in processor.pose_encoders:
             conditions = [condition for condition in conditions if condition.pose == "off"]
@@ -80,7 +80,7 @@ def referral(options: argparse.Namespace) -> int:
             for condition in conditions
         }
         prior = Prior(_with_sizes(read_questions(options.train, options.seed, limit=4000))) if options.train else None
-        about = _about(options, len({q.cluster for q in asked}))
+        about = _about(options, asked)
         text = run.report(asked, replies | run.baseline_replies(asked, tokens, prior), options.out, about)
         if options.sheet:
             from vlm.evaluation.sheet import write_sheets
@@ -120,12 +120,12 @@ def tool_use(options: argparse.Namespace) -> int:
     cached = cached_detections(root, open_groups("tool_dialogues", root, limit=options.limit).pictures())  # the dialogues are made of them
     asked = task.select(task.read_tool_questions(root, options.seed, options.limit), options.questions, options.seed)
     with records.single_writer(options.out):
-        records.claim(options.out, _settings(options))
+        records.claim(options.out, _settings(options, asked))
         model, processor = load_model(options.model, device=options.device)
         ask = Asker(model, processor, tools=schemas(OFFER))
         tokens = (lambda picture: cached[os.path.relpath(picture, root)]) if "detection" in processor.pose_encoders else None
         table = task.evaluate(asked, ask, processor.dialect, out=options.out, tokens=tokens, batch_size=options.batch_size)
-        text = "\n".join([*_about(options, len({q.cluster for q in asked})), "", table])
+        text = "\n".join([*_about(options, asked), "", table])
         write_text(options.out / "table.md", text)
     return _finish(options, "tools", text)
 
@@ -166,17 +166,28 @@ def _chosen(names: Sequence[str] | None, conditions: Sequence[Any]) -> list[Any]
     return [condition for name, condition in known.items() if names is None or name in names]
 
 
-def _settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, Any]:
     """What records are a function of."""
     return {
         "task": options.task,
+        "questions": _wordings(asked),
         "data": _digest([options.data / "manifest.json"]),
-        "model": _digest(sorted(p for p in Path(options.model).glob("*") if p.suffix in (".json", ".safetensors", ".jinja"))),
-        "questions": options.questions,
-        "limit": options.limit,
-        "seed": options.seed,
-        **more,
+        "model": _model(options.model),
     }
+
+
+def _model(model: Path) -> str:
+    """The identity of a model folder: a digest of its weights and settings."""
+    return _digest(sorted(p for p in Path(model).glob("*") if p.suffix in (".json", ".safetensors", ".jinja")))
+
+
+def _wordings(asked: Sequence[Any]) -> str:
+    """A digest of what is asked about which picture, 16 characters."""
+    total = hashlib.sha256()
+    for question in asked:
+        words = [part["text"] for message in question.sample.messages for part in message["content"] if part["type"] == "text"]
+        total.update("\n".join([question.id, *words, ""]).encode())
+    return total.hexdigest()[:16]
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -201,11 +212,12 @@ def _with_sizes(asked: Sequence[Any]) -> list[tuple[Any, tuple[int, int]]]:
     return [(question.sample, sizes[image_of(question)]) for question in asked]
 
 
-def _about(options: argparse.Namespace, pictures: int) -> list[str]:
-    settings = _settings(options)
+def _about(options: argparse.Namespace, asked: Sequence[Any]) -> list[str]:
+    pictures = len({question.cluster for question in asked})
     return [
-        f"`scripts/evaluate.py {options.task} --data {options.data.name} --questions {options.questions} --seed {options.seed}`: "
-        f"{pictures} pictures (data manifest {settings['data']}, model {settings['model']}), greedy decoding.",
+        f"`scripts/evaluate.py {options.task} --data {options.data} --questions {options.questions} --seed {options.seed}`: {len(asked)} "
+        f"questions about {pictures} pictures (data manifest {_digest([options.data / 'manifest.json'])}, model {_model(options.model)}), "
+        "greedy decoding.",
     ]
 
 
