@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,29 @@ from pose_tools.geometry import Order6D, axis_angle_to_matrix, rotation_6d_to_ma
 Gender = Literal["neutral", "male", "female"]
 
 JOINTS = 24
-EXTRA_VERTICES = (332, 6260, 2800, 4071, 583, 3216, 3226, 3387, 6617, 6624, 6787, 2746, 2319, 2445, 2556, 2673, 6191, 5782, 5905, 6016, 6133)
+EXTRA_VERTICES = (
+    332,
+    6260,
+    2800,
+    4071,
+    583,
+    3216,
+    3226,
+    3387,
+    6617,
+    6624,
+    6787,
+    2746,
+    2319,
+    2445,
+    2556,
+    2673,
+    6191,
+    5782,
+    5905,
+    6016,
+    6133,
+)
 """SMPL vertices that stand for nose, eyes, ears, feet and finger tips: key points 24–44 (as smplx orders them)."""
 
 BODY_25 = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34)
@@ -71,8 +93,8 @@ def bodies_by_gender(smpl: Smpl | Mapping[str, Smpl]) -> dict[str, Smpl]:
     return {gender: given.get(gender, given["neutral"]) for gender in ("neutral", "male", "female")}
 
 
-def true_body(bodies: Mapping[str, Smpl], parameters: Mapping[str, Tensor], gender: Tensor, *, placed: bool = True) -> PosedBody:
-    """The annotated bodies of a batch.
+def true_body(bodies: Any, parameters: Mapping[str, Tensor], gender: Tensor, *, placed: bool = True) -> PosedBody:
+    """The annotated bodies of a batch, by the gendered bodies of `bodies_by_gender`.
 
     `parameters`: global_orient (B, 3), body_pose (B, 69), betas (B, 10), transl (B, 3), rotations as axis-angle (or matrices
     (B, 1 | 23, 3, 3)); `gender` (B,) int, 0 male, 1 female. `placed=False` leaves the translation out.

@@ -63,7 +63,9 @@ def respace(steps: int, sections: str | int | list[int]) -> list[int]:
         wanted = int(sections.removeprefix("ddim") or 0)
         fitting = [stride for stride in range(1, steps) if len(range(0, steps, stride)) == wanted]
         if not fitting:
-            raise ValueError(f"{steps} steps cannot be walked in {wanted} equal strides: try {_strides(steps)}, or sampler='dpm++' with any number")
+            raise ValueError(
+                f"{steps} steps cannot be walked in {wanted} equal strides: try {_strides(steps)}, or sampler='dpm++' with any number"
+            )
         return list(range(0, steps, fitting[0]))
     if isinstance(sections, str):
         sections = [int(part) for part in sections.split(",")] if sections.strip() else [steps]

@@ -129,7 +129,7 @@ class Glow(nn.Module):
             self.transforms.extend([ActNorm(width), LULinear(width), Coupling(width, context, hidden, keep_even=number % 2 == 0)])
 
     def stages(self, x: Tensor, context: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Every transform's output (n, width) and log |det| () on the way from data x (n, width); `context` (n / k, c) serves k rows each."""
+        """Every transform's output (n, width) and log |det| () from data x (n, width) on; `context` (n / k, c) serves k rows each."""
         found, none = [], x.new_zeros(())
         for transform in self.transforms:
             if isinstance(transform, Coupling):

@@ -35,7 +35,7 @@ class GraphConv(nn.Module):
     def project(self, features: Tensor, first: int = 0) -> Tensor:
         """A share of the input's channels, those from `first` on: (…, c) → (…, 2 · width), own and neighbours' side by side."""
         weights = self.W[:, first : first + features.shape[-1]]
-        return functional.linear(features, torch.cat([weights[0], weights[1]], 1).T)
+        return torch.cat([features @ weights[0], features @ weights[1]], -1)
 
     def gather(self, projected: Tensor) -> Tensor:
         """(B, 24, 2 · width) from `project`, shares added up → (B, 24, width)."""

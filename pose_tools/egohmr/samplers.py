@@ -35,7 +35,9 @@ class Draws:
             size = int(torch.Size(shape).numel())
             count = noise.numel() // max(1, size)
             if count * size != noise.numel() or count not in (1, steps + 1):
-                raise ValueError(f"noise has shape {tuple(noise.shape)}: expected the start {shape}, or the start and {steps} draws, one per step")
+                raise ValueError(
+                    f"noise has shape {tuple(noise.shape)}: expected the start {shape}, or the start and {steps} draws, one per step"
+                )
             self.given = iter(noise.to(like).reshape(count, *shape))
 
     def __call__(self) -> Tensor:

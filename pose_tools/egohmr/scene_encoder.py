@@ -1,4 +1,4 @@
-"""The scene's point encoder: a residual PointNet (Peng et al., Convolutional Occupancy Networks, 2020), its memory independent of the cloud.
+"""The scene's point encoder: a residual PointNet (Peng et al., Convolutional Occupancy Networks, 2020), of flat memory.
 
 A point's features meet the whole cloud's maximum three times, joined channel by channel. The part of a layer that acts on the maximum is
 the same for every point, so it is computed once per cloud; the points themselves go through in slices.
@@ -50,7 +50,11 @@ class SceneEncoder(nn.Module):
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
             return self._encode(points, points.shape[1])
         # one cloud at a time: what is alive at once does not grow with the batch
-        return torch.cat([self._encode(cloud[None], _SLICE) for cloud in points]) if len(points) else points.new_empty(0, self.fc_c.out_features)
+        return (
+            torch.cat([self._encode(cloud[None], _SLICE) for cloud in points])
+            if len(points)
+            else points.new_empty(0, self.fc_c.out_features)
+        )
 
     def _encode(self, points: Tensor, step: int) -> Tensor:
         slices = points.split(step, 1)

@@ -13,8 +13,8 @@ RECORDED = recorded("diffusion")
 @pytest.mark.parametrize("name", ["ddpm50", "ddim5"])
 def test_constants(name):
     schedule = Schedule(50) if name == "ddpm50" else Schedule(50).respaced("ddim5")
-    for key in ("betas", "alphas_cumprod", "alphas_cumprod_prev", "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1",
-                "posterior_mean_coef2", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "timestep_map"):  # fmt: skip
+    for key in ("betas", "alphas_cumprod", "alphas_cumprod_prev", "posterior_variance", "posterior_log_variance_clipped",
+                "posterior_mean_coef1", "posterior_mean_coef2", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "timestep_map"):  # fmt: skip
         torch.testing.assert_close(getattr(schedule, key), RECORDED[f"{name}.{key}"], rtol=1e-9, atol=1e-12)
 
 
@@ -24,7 +24,7 @@ def test_linear_schedules_and_respacing():
     assert respace(1000, "ddim50") == RECORDED["respace_1000_ddim50"].tolist()
     assert respace(300, "10,15,20") == respace(300, [10, 15, 20]) == RECORDED["respace_300_10_15_20"].tolist()
     assert respace(50, "") == list(range(50)) and respace(50, 1) == [0]
-    for wrong in ("ddim7", 51, [30, 30], "ddim"):
+    for wrong in ("ddim11", 51, [30, 30], "ddim"):
         with pytest.raises(ValueError, match="steps"):
             respace(50, wrong)
     with pytest.raises(ValueError, match="kind"):
@@ -72,16 +72,19 @@ def gaussian(schedule, mean, deviation):
     return predict, flow
 
 
-@pytest.mark.parametrize(("steps", "error"), [(10, 0.03), (20, 0.008), (49, 0.002)])
-def test_dpm_solver_follows_the_probability_flow(steps, error):
-    schedule = Schedule(50)
+def solver_error(schedule, steps):
     predict, flow = gaussian(schedule, 0.4, 0.6)
     start = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    found = dpm_solver(predict, schedule, steps, Draws((9, 1), start, start, steps))
-    times = solver_steps(schedule, steps)
-    exact = predict(flow(start, times[0], times[-1]), torch.full((9,), times[-1]))
-    assert (found - exact).abs().max() < error
-    assert len(times) == steps and times[0] == 49 and times == sorted(set(times), reverse=True)
+    found, times = dpm_solver(predict, schedule, steps, Draws((9, 1), start, start, steps)), solver_steps(schedule, steps)
+    assert len(times) == steps and times[0] == schedule.steps - 1 and times == sorted(set(times), reverse=True)
+    return float((found - predict(flow(start, times[0], times[-1]), torch.full((9,), times[-1]))).abs().max())
+
+
+def test_dpm_solver_follows_the_probability_flow():
+    assert max(solver_error(Schedule(50), steps) for steps in (10, 15, 20, 49)) < 0.012
+    # of second order: half the step, a quarter of the error, less what the coarse last steps cost
+    errors = [solver_error(Schedule(1000), steps) for steps in (50, 100, 200, 400)]
+    assert all(after < 0.35 * before for before, after in zip(errors[:-1], errors[1:], strict=True))
 
 
 def test_dpm_solver_agrees_with_diffusers():

@@ -1,5 +1,7 @@
 """Every network against the recordings of the published system."""
 
+import functools
+
 import pytest
 import torch
 
@@ -16,11 +18,12 @@ def close(ours, theirs, rtol=1e-5):
     assert (ours - theirs).abs().max() <= rtol * theirs.abs().max(), (ours - theirs).abs().max() / theirs.abs().max()
 
 
+@functools.cache
 def flow() -> PoseFlow:
     model = PoseFlow()
     tensors = weights(1, "flow.")
-    model.load_state_dict({k.replace("._transform._transforms.", ".transforms.").replace("transform_net.", ""): v for k, v in tensors.items()},
-                          strict=False)  # fmt: skip
+    names = {k: k.replace("._transform._transforms.", ".transforms.").replace("transform_net.", "") for k in tensors}
+    model.load_state_dict({names[k]: v for k, v in tensors.items()}, strict=False)
     model.fc_head.init_betas.copy_(torch.linspace(-0.1, 0.1, 10).view(1, 1, 10))
     return model.eval()
 
@@ -74,7 +77,7 @@ def test_flow():
 def test_flow_decodes_many_poses_at_once_as_one_by_one():
     model, context, z = flow(), normal(3, (2, 2566), 0.5), normal(4, (2, 5, 144))
     many = model.sample(context, z)
-    for number in range(5):
+    for number in (0, 4):
         one = model.sample(context, z[:, number : number + 1])
         assert torch.allclose(many["pose6d"][:, number], one["pose6d"][:, 0], atol=1e-5)
         assert torch.allclose(many["log_prob"][:, number], one["log_prob"][:, 0], atol=1e-3)

@@ -1,0 +1,147 @@
+"""Errors, diversity and scene plausibility of several bodies per picture: strict definitions, and the published ones by `compat`.
+
+What differs in compat mode: PA-MPJPE aligns on visible joints with zeros in the others' place, APD is half the mean pairwise distance, and
+contact compares a *squared* distance with 0.02.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pose_tools.geometry import similarity
+
+CONTACT = 0.02
+"""Metres between the nearest vertex and scene point that count as contact."""
+
+RESULTS = {"pred_betas_list": (10,), "pred_global_orient_list": (1, 3, 3), "pred_body_pose_list": (23, 3, 3)}
+
+
+def in_frame(points: Any, focal: Any, principal: Any, image_size: tuple[float, float] = (1920.0, 1080.0)) -> np.ndarray:
+    """(n, P) bool: do points (n, P, 3), camera frame, project into the picture? Neither depth's sign nor occlusion is looked at."""
+    points, focal, principal = _array(points), _array(focal), _array(principal)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pixels = points[..., :2] / points[..., 2:] * focal[:, None, None] + principal[:, None]
+    return ((pixels >= 0) & (pixels < np.asarray(image_size))).all(-1)
+
+
+def contact_distance(vertices: Any, scene: Any) -> np.ndarray:
+    """(n, S) metres from each body's nearest vertex, (n, S, V, 3), to the scene's points (n, N, 3)."""
+    from scipy.spatial import cKDTree
+
+    trees = [cKDTree(points) for points in _array(scene)]
+    return np.array([[tree.query(body)[0].min() for body in bodies] for tree, bodies in zip(trees, _array(vertices), strict=True)])
+
+
+def metrics(
+    pred: Mapping[str, Any], truth: Mapping[str, Any], *, collision: Any = None, contact: Any = None, compat: bool | str | None = None
+) -> dict[str, float]:
+    """All scores of n pictures with S bodies each; errors in millimetres.
+
+    Args:
+        pred: "joints" (n, S, 24, 3) and, for V2V, "vertices" (n, S, V, 3): metres, camera frame, translation added.
+        truth: "joints" (n, 24, 3), "visible" (n, 24) bool, and "vertices" (n, V, 3), "vertices_visible" (n, V) bool.
+        collision: (n, S) share of scene points inside each body. contact: (n, S) metres, see `contact_distance`.
+
+    Returns G-MPJPE, MPJPE, PA-MPJPE, V2V, each also "-vis" and "-invis" (over all visible or invisible joints); std and APD over the
+    samples, also "-vis", "-invis"; "MPJPE-invis (best of S)", by each picture's best sample; collision, contact (shares). A score without
+    anything to score (no invisible joint, one sample) is NaN. Raises ValueError for shapes that do not fit and for 0 samples.
+    """
+    joints, true_joints = _array(pred["joints"]), _array(truth["joints"])
+    visible = np.asarray(_plain(truth["visible"])).astype(bool)
+    if (
+        joints.ndim != 4
+        or not joints.shape[1]
+        or true_joints.shape != (len(joints), *joints.shape[2:])
+        or visible.shape != true_joints.shape[:2]
+    ):
+        raise ValueError(f"joints (n, S, 24, 3) with S ≥ 1, true joints (n, 24, 3) and visible (n, 24) are needed, got {joints.shape}, "
+                         f"{true_joints.shape} and {visible.shape}")  # fmt: skip
+    published = bool(compat)
+    centred, true_centred = joints - joints[:, :, :1], true_joints - true_joints[:, :1]
+    found = _parts("G-MPJPE", _errors(joints, true_joints), visible)
+    local = _errors(centred, true_centred)
+    found |= _parts("MPJPE", local, visible)
+    found |= _parts("PA-MPJPE", _errors(_aligned(centred, true_centred, visible if published else None), true_centred), visible)
+    if "vertices" in pred:
+        error = _errors(_array(pred["vertices"]) - joints[:, :, :1], _array(truth["vertices"]) - true_joints[:, :1])
+        found |= _parts("V2V", error, np.asarray(_plain(truth["vertices_visible"])).astype(bool))
+    found |= _diversity(centred, visible, published)
+    samples = joints.shape[1]
+    hidden = (local * ~visible[:, None]).sum(-1)
+    found[f"MPJPE-invis (best of {samples})"] = _share(hidden.min(1).sum(), (~visible).sum())
+    if collision is not None:
+        found["collision"] = float(_array(collision).mean())
+    if contact is not None:
+        distance = _array(contact)
+        found["contact"] = float((distance**2 < CONTACT).mean() if published else (distance < CONTACT).mean())
+    return found
+
+
+def read_results(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a published `results….pkl` of either stage, read without running anything that the file may hold.
+
+    Raises ValueError when it is neither stage's.
+    """
+    from pose_tools.body_models import read_body_pickle
+
+    found = {name: np.asarray(value) for name, value in read_body_pickle(path).items()}
+    if "pred_cam_full_list" in found and len(found) == 1:
+        return found
+    wrong = [name for name, shape in RESULTS.items() if name not in found or found[name].shape[2:] != shape]
+    if wrong:
+        raise ValueError(f"{path}: not a results file of EgoHMR: {', '.join(wrong)} missing or of another shape; it has {', '.join(found)}")
+    return found
+
+
+def _parts(name: str, errors: np.ndarray, visible: np.ndarray) -> dict[str, float]:
+    """Errors (n, S, P) in millimetres: the mean over pictures and samples of each body's mean, and over all (in)visible points."""
+    samples = errors.shape[1]
+    parts = {name: float(errors.mean()) if errors.size else float("nan")}
+    for suffix, mask in (("-vis", visible), ("-invis", ~visible)):
+        parts[name + suffix] = _share((errors * mask[:, None]).sum(), mask.sum() * samples)
+    return parts
+
+
+def _diversity(centred: np.ndarray, visible: np.ndarray, published: bool) -> dict[str, float]:
+    """Spread of pelvis-aligned joints (n, S, 24, 3) over a picture's samples, in millimetres: standard deviation, and pairwise distance."""
+    samples = centred.shape[1]
+    names = [name + suffix for name in ("std", "APD") for suffix in ("", "-vis", "-invis")]
+    if samples < 2:
+        return dict.fromkeys(names, float("nan"))
+    deviation = 1000 * centred.std(1, ddof=1).mean(-1)  # (n, 24)
+    pairs = sum(np.linalg.norm(centred[:, a] - centred[:, b], axis=-1) for a in range(samples) for b in range(a))
+    distance = 1000 * np.asarray(pairs) / (samples * (samples - 1) / 2) * (0.5 if published else 1.0)
+    found = {}
+    for name, value in (("std", deviation), ("APD", distance)):
+        for suffix, mask in (("", np.ones_like(visible)), ("-vis", visible), ("-invis", ~visible)):
+            rows = mask.any(1)  # a picture without such a joint says nothing
+            means = (value * mask).sum(1)[rows] / mask.sum(1)[rows]
+            found[name + suffix] = float(means.mean()) if len(means) else float("nan")
+    return found
+
+
+def _aligned(pred: np.ndarray, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+    """Every sample (n, S, J, 3) moved onto its truth (n, J, 3) by a similarity; with `visible`, one that sees zeros for hidden joints."""
+    truth = np.broadcast_to(truth[:, None], pred.shape)
+    seen = 1.0 if visible is None else visible[:, None, :, None].astype(float)
+    return similarity(pred * seen, truth * seen).apply(pred)
+
+
+def _errors(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    return 1000 * np.linalg.norm(pred - truth[:, None], axis=-1)
+
+
+def _share(total: float, count: float) -> float:
+    return float(total / count) if count else float("nan")
+
+
+def _plain(value: Any) -> Any:
+    return value.detach().cpu() if hasattr(value, "detach") else value
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(_plain(value), dtype=np.float64)
