@@ -226,7 +226,7 @@ def _wanted(listing: _Listing, path: Any, indices: Sequence[int] | None, times: 
             )
         # A microsecond of grace: 2 / 30 s must find frame 2 although both numbers are rounded.
         return (np.searchsorted(listing.times, asked + 1e-6, side="right") - 1).tolist()
-    wanted = [int(i) for i in indices or ()]
+    wanted = [int(i) for i in (indices if indices is not None else ())]
     if any(not 0 <= i < total for i in wanted):
         raise ValueError(f"{path}: frame numbers must lie between 0 and {total - 1}, got {[i for i in wanted if not 0 <= i < total][:5]}")
     return wanted

@@ -73,6 +73,8 @@ def test_by_index_by_time_and_one_after_the_other_are_the_same(clip):
     assert np.allclose(by_index.times, np.array(wanted) / FPS)
     assert number_of(read_frames(clip, times=[10.9 / FPS]).frames[0]) == 10  # what is on the screen then
     assert read_frames(clip, indices=[]).frames == ()
+    again = read_frames(clip, indices=by_index.indices)  # a clip's own numbers, an array
+    assert np.array_equal(again.frames, by_index.frames) and np.array_equal(read_frames(clip, times=by_index.times).indices, wanted)
 
 
 def test_evenly_spread(clip):
