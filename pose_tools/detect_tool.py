@@ -10,7 +10,7 @@ import numpy as np
 from pose_tools import detect
 from pose_tools.grounding import format_box
 from pose_tools.tool_protocol import Tool, ToolCard, ToolResult
-from pose_tools.types import SIDES, Media
+from pose_tools.types import SIDES, Box, Media
 from pose_tools.views import View
 
 
@@ -47,6 +47,18 @@ def write(result: ToolResult, views: Sequence[View]) -> str:
     return _text({side: _on_grid(one["bbox_xyxy"], view) if one else None for side, one in result.data["hands"].items()}, view.out)
 
 
+def draw(media: Media, result: ToolResult) -> np.ndarray:
+    """The picture with the hands' boxes and scores and, dashed, the boxes of what they hold; small pictures are enlarged."""
+    from pose_tools.render import Canvas  # loads the rasteriser, which only people need
+
+    hands = {side: one for side, one in result.data["hands"].items() if one is not None}
+    held = {side: one["object_bbox"] for side, one in hands.items() if "object_bbox" in one}
+    canvas = Canvas(media.images[result.data["image"]])
+    canvas.boxes([Box(tuple(box), f"held by {side}") for side, box in held.items()], dashed=True)
+    canvas.boxes([Box(tuple(one["bbox_xyxy"]), f"{side} hand", one["score"]) for side, one in hands.items()])
+    return (canvas if hands else canvas.caption("no hands found")).array()
+
+
 def _on_grid(bbox_xyxy: Sequence[float], view: View) -> tuple[float, ...] | None:
     box = np.clip(view.box_to_grid(bbox_xyxy), 0, [*view.out, *view.out])
     return tuple(box.tolist()) if (box[2:] > box[:2]).all() else None
@@ -79,5 +91,6 @@ TOOL = Tool(
         ),
     ),
     write=write,
+    draw=draw,
     version=detect.backend_version,
 )

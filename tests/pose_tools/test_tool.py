@@ -322,6 +322,22 @@ def test_detect_hands_of_one_side_is_that_part_of_both(weights):
         assert np.isnan(one.tokens["detection"][1 - row]).all()
 
 
+def test_detect_hands_draws_what_it_found(weights):
+    pictures = noise(600, 540)  # as large as it is shown
+    result = call("detect_hands", pictures, overlay=True)
+    assert result.overlay.shape == (540, 600, 3) and result.overlay.dtype == np.uint8
+    changed = (result.overlay != pictures.images[0]).any(-1)
+    for side, hand in result.data["hands"].items():
+        x1, y1, x2, y2 = (round(v) for v in hand["bbox_xyxy"])
+        frame = np.concatenate([changed[y1:y2, x1 + 1], changed[y1:y2, x2 - 2], changed[y1 + 1, x1:x2], changed[y2 - 2, x1:x2]])
+        assert frame.mean() > 0.9, side
+    assert call("detect_hands", pictures).overlay is None
+    nothing = replace(result, data={**result.data, "hands": {"left": None, "right": None}})
+    assert (DETECT.draw(pictures, nothing) == pictures.images[0])[270:].all()
+    small = noise(60, 40)
+    assert min(DETECT.draw(small, call("detect_hands", small)).shape[:2]) >= 512  # enlarged, to be legible
+
+
 def test_text_is_in_the_grid_that_the_model_sees(weights):
     pictures = noise(120, 80)
     whole = call("detect_hands", pictures)
