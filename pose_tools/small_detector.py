@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -199,16 +200,16 @@ def named_object(maps: dict[str, Tensor], name: Tensor, colour: Tensor) -> tuple
 
 
 @lru_cache(maxsize=4)
-def _load(folder: Path) -> SmallDetector:
-    paths = [folder / "config.json", folder / "model.safetensors"]
-    for path in paths:
-        if not path.is_file():
-            raise BackendMissing(f"the small detector's {path} is missing: train one with scripts/train_detector.py, or give its folder")
+def _load(paths: tuple[Path, Path], version: tuple[tuple[int, int], ...]) -> SmallDetector:
+    """`version` only tells files that were written again from those that were loaded."""
     try:
         config = SmallDetectorConfig(**json.loads(paths[0].read_text()))
     except (TypeError, json.JSONDecodeError) as error:
         raise SmallDetectorError(f"{paths[0]}: not the config of a small detector ({error})") from error
-    model, tensors = SmallDetector(config), load_file(paths[1])
+    try:
+        model, tensors = SmallDetector(config), load_file(paths[1])
+    except SafetensorError as error:
+        raise SmallDetectorError(f"{paths[1]}: not a whole file ({error}); get or train it again") from error
     wanted = model.state_dict()
     wrong = [k for k in wanted.keys() | tensors.keys() if k not in wanted or k not in tensors or wanted[k].shape != tensors[k].shape]
     if wrong:
@@ -220,7 +221,12 @@ def _load(folder: Path) -> SmallDetector:
 def load_small_detector(path: str | Path | None = None) -> SmallDetector:
     """The detector of a folder with `model.safetensors` and `config.json`, in eval mode on the CPU; None is the one this project ships.
 
-    Loaded once per folder and shared: do not train it. Raises BackendMissing for a missing file, SmallDetectorError for one that
-    does not fit; both name it.
+    Loaded once, until the files change, and shared: do not train it. Raises BackendMissing for a missing file, SmallDetectorError
+    for one that does not fit; both name it.
     """
-    return _load(Path(path).resolve() if path is not None else DEFAULT_FOLDER)
+    folder = Path(path).resolve() if path is not None else DEFAULT_FOLDER
+    paths = (folder / "config.json", folder / "model.safetensors")
+    for file in paths:
+        if not file.is_file():
+            raise BackendMissing(f"the small detector's {file} is missing: train one with scripts/train_detector.py, or give its folder")
+    return _load(paths, tuple((facts.st_size, facts.st_mtime_ns) for facts in (file.stat() for file in paths)))

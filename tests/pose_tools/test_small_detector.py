@@ -146,6 +146,16 @@ def test_saved_equals_reloaded(tmp_path):
         torch.testing.assert_close(again.state_dict()[name], value, rtol=2e-3, atol=1e-5, check_dtype=False)
 
 
+def test_a_folder_written_again_is_read_again(tmp_path):
+    tiny(3).save(tmp_path)
+    first = load_small_detector(tmp_path)
+    tiny(4).save(tmp_path)
+    second = load_small_detector(tmp_path)
+    image = pictures((120, 80))[0]
+    assert first.detect(image)[0].bbox_xyxy != second.detect(image)[0].bbox_xyxy
+    torch.testing.assert_close(second.state_dict()["heads.name.weight"], tiny(4).state_dict()["heads.name.weight"], rtol=2e-3, atol=1e-5)
+
+
 def test_a_folder_that_does_not_fit_is_refused_by_name(tmp_path):
     with pytest.raises(BackendMissing, match="config.json is missing.*train_detector"):
         load_small_detector(tmp_path / "nothing")
@@ -159,6 +169,11 @@ def test_a_folder_that_does_not_fit_is_refused_by_name(tmp_path):
     (tmp_path / "short/config.json").write_text(json.dumps(config | {"whiskers": 3}))
     with pytest.raises(SmallDetectorError, match="whiskers"):
         load_small_detector(tmp_path / "short")
+    tiny().save(tmp_path / "cut")
+    path = tmp_path / "cut/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SmallDetectorError, match=r"cut/model\.safetensors: not a whole file"):
+        load_small_detector(tmp_path / "cut")
     with pytest.raises(ValueError, match="RGB uint8"):
         tiny().detect(np.zeros((10, 10), np.uint8))
 
