@@ -72,7 +72,7 @@ def open_groups(
 
     Args:
         kind: "synthetic_referral" (questions about a folder of synthetic scenes), "tool_dialogues" (executed tool calls about
-            such a folder) or "hoi_qa" (a HOI-QA json file).
+            such a folder), "trusted_detections" (questions that only its detections answer) or "hoi_qa" (a HOI-QA json file).
         path: the folder or file.
         seed: of wordings and choices.
         split: whose wordings to use.
@@ -108,6 +108,22 @@ def _synthetic_referral(
     return _scenes(path, limit, read)
 
 
+def _trusted_detections(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None) -> Groups:
+    from data.detections import cached_detections
+    from data.trusted_detections import trusted_detections
+
+    records = JsonLines(path / "scenes.jsonl")
+    size = len(records) if limit is None else min(limit, len(records))
+    tokens = cached_detections(path, [path / records[i]["image"] for i in range(size)])
+
+    def read(index: int, epoch: int) -> list[Sample]:
+        other = records[(index + 1 + epoch) % size]
+        samples = trusted_detections(records[index], other, path, tokens, split=split, seed=_mix(seed, epoch))
+        return [sample for sample in samples if kinds is None or sample.targets["kind"] in kinds]
+
+    return Groups(size, read, lambda: [path / records[i]["image"] for i in range(size)])
+
+
 def _tool_dialogues(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
     from data.tool_dialogues import dialogues
 
@@ -124,13 +140,14 @@ def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit
                 by_picture.setdefault(str(picture_of(sample)), []).append(sample)
     except HOIQAError as error:
         raise DatasetError(str(error)) from error
-    groups = list(by_picture.values())[:limit]
-    return Groups(len(groups), lambda index, epoch: groups[index], lambda: [Path(name) for name in by_picture])
+    groups, pictures = list(by_picture.values())[:limit], [Path(name) for name in by_picture][:limit]
+    return Groups(len(groups), lambda index, epoch: groups[index], lambda: pictures)
 
 
 READERS: dict[str, Callable[..., Groups]] = {
     "synthetic_referral": _synthetic_referral,
     "tool_dialogues": _tool_dialogues,
+    "trusted_detections": _trusted_detections,
     "hoi_qa": _hoi_qa,
 }
 

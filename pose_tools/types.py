@@ -76,7 +76,10 @@ class HandPose:
 
 @dataclass(frozen=True)
 class BodyPose:
-    """One body in SMPL's parameters, camera frame, metres: axis-angle `global_orient` (3,), `body_pose` (69,), `betas` (10,), `transl` (3,)."""
+    """One body in SMPL's parameters, camera frame, metres.
+
+    `global_orient` (3,) and `body_pose` (69,) are axis-angle; `betas` (10,), `transl` (3,). `joints_3d` (24, 3) in SMPL order.
+    """
 
     global_orient: np.ndarray
     body_pose: np.ndarray

@@ -31,27 +31,41 @@ CLIP = {
     "image_size": 56,
     "patch_size": 14,
 }
-EVA = {"model_type": "blip_2_vision_model", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 56, "patch_size": 14}
+EVA = {
+    "model_type": "blip_2_vision_model",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "image_size": 56,
+    "patch_size": 14,
+}
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [1, 1, 1], "layer_type": "basic"}
 
 KINDS = {
-    "llava": dict(vision_tower=CLIP, image_size=56, view="center_crop"),
-    "minigpt": dict(
-        vision_tower=EVA, image_size=56, view="squash", token_reducer="merge-4", projector_type="linear", vision_feature_layer=-1, dialect="minigpt"
-    ),
-    "small": dict(
-        vision_tower=RESNET,
-        image_size=64,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        projector_norm=True,
-        grid_position=0.5,
-        pose_encoders=DETECTION,
-        number_sigma=12.0,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-        interpolation="bilinear",
-    ),
+    "llava": {"vision_tower": CLIP, "image_size": 56, "view": "center_crop"},
+    "minigpt": {
+        "vision_tower": EVA,
+        "image_size": 56,
+        "view": "squash",
+        "token_reducer": "merge-4",
+        "projector_type": "linear",
+        "vision_feature_layer": -1,
+        "dialect": "minigpt",
+    },
+    "small": {
+        "vision_tower": RESNET,
+        "image_size": 64,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "projector_norm": True,
+        "grid_position": 0.5,
+        "pose_encoders": DETECTION,
+        "number_sigma": 12.0,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "interpolation": "bilinear",
+    },
 }
 
 

@@ -54,13 +54,19 @@ class BuildSettings:
 
 def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, HandVLMProcessor]:
     """Makes the model and its processor; `texts` are read only to train a tokenizer. Fresh parts use torch's global seed."""
-    tokenizer = train_tokenizer(texts, settings.vocab_size) if settings.tokenizer == "train" else AutoTokenizer.from_pretrained(settings.tokenizer)
+    tokenizer = (
+        train_tokenizer(texts, settings.vocab_size) if settings.tokenizer == "train" else AutoTokenizer.from_pretrained(settings.tokenizer)
+    )
     slots = ["<image>", *map(pose_token, settings.pose_encoders)]
     tokenizer.add_special_tokens({"additional_special_tokens": [t for t in slots if t not in tokenizer.get_vocab()]})
 
     language_model = _pretrained(AutoModelForCausalLM, settings.language_model)
     vision_tower = _pretrained(AutoModel, settings.vision_tower)
-    text_config = language_model.config.get_text_config() if language_model is not None else _config(settings.language_model, vocab_size=len(tokenizer))
+    text_config = (
+        language_model.config.get_text_config()
+        if language_model is not None
+        else _config(settings.language_model, vocab_size=len(tokenizer))
+    )
     text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
     vision_config = vision_tower.config if vision_tower is not None else _config(settings.vision_tower)
 
@@ -93,7 +99,9 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
         _copy_language_model(model, language_model)
     elif config.number_token_ids:
         smooth_number_rows(model)
-    patches = probe_grid(model.model.vision_tower, settings.image_size, settings.vision_feature_layer, settings.vision_feature_select_strategy)
+    patches = probe_grid(
+        model.model.vision_tower, settings.image_size, settings.vision_feature_layer, settings.vision_feature_select_strategy
+    )
     config.image_seq_length = patches // (4 if settings.token_reducer == "merge-4" else 1)
     processor = HandVLMProcessor(
         tokenizer=tokenizer,
@@ -119,7 +127,8 @@ def load_tower(model: HandVLM, path: str | Path, prefix: str) -> None:
     given = {key for key in tensors if not key.endswith("num_batches_tracked")}
     if wanted != given:
         raise CheckpointError(
-            f"{path}: tensors under {prefix!r} do not make this vision tower; missing {sorted(wanted - given)[:5]}, left over {sorted(given - wanted)[:5]}"
+            f"{path}: tensors under {prefix!r} do not make this vision tower; "
+            f"missing {sorted(wanted - given)[:5]}, left over {sorted(given - wanted)[:5]}"
         )
     tower.load_state_dict(tensors, strict=False)
 

@@ -57,5 +57,6 @@ class HandVLMConfig(PreTrainedConfig):
         self.pose_token_ids = self.pose_token_ids or {}
         if set(self.pose_encoders) != set(self.pose_token_ids):
             raise ValueError(
-                f"pose_encoders names {sorted(self.pose_encoders)} but pose_token_ids names {sorted(self.pose_token_ids)}; both must list the same encoders"
+                f"pose_encoders names {sorted(self.pose_encoders)} but pose_token_ids names {sorted(self.pose_token_ids)}; "
+                "both must list the same encoders"
             )

@@ -18,8 +18,9 @@ class ExportError(ValueError):
 def obstacles(model: HandVLM, processor: HandVLMProcessor) -> list[str]:
     """What keeps a model from being a LLaVA, one line each; empty when it is one."""
     config = model.config
+    tower = config.vision_config.model_type
     found = {
-        f"vision tower {config.vision_config.model_type!r} (LLaVA is served with {' or '.join(SERVED_TOWERS)})": config.vision_config.model_type not in SERVED_TOWERS,
+        f"vision tower {tower!r} (LLaVA is served with {' or '.join(SERVED_TOWERS)})": tower not in SERVED_TOWERS,
         f"token reducer {config.token_reducer!r}": config.token_reducer != "all",
         f"projector {config.projector_type!r} (LLaVA's has two layers)": config.projector_type != "mlp",
         "a LayerNorm before the projector": config.projector_norm,
@@ -31,7 +32,10 @@ def obstacles(model: HandVLM, processor: HandVLMProcessor) -> list[str]:
 
 
 def to_llava(model: HandVLM, processor: HandVLMProcessor) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The same weights as a LlavaForConditionalGeneration, and its processor. Raises ExportError, also when logits differ by more than 1e-4."""
+    """The same weights as a LlavaForConditionalGeneration, and its processor.
+
+    Raises ExportError, also when logits differ by more than 1e-4.
+    """
     reasons = obstacles(model, processor)
     if reasons:
         raise ExportError("this model cannot be exported as a LLaVA: " + "; ".join(reasons))
@@ -66,7 +70,10 @@ def _check_logits(model: HandVLM, llava: LlavaForConditionalGeneration, toleranc
     difference = (model(input_ids=ids, pixel_values=picture).logits - llava(input_ids=ids, pixel_values=picture).logits).abs().max().item()
     model.train(was_training)
     if not difference <= tolerance:
-        raise ExportError(f"the exported model's logits differ by {difference:.2g} (at most {tolerance}); this tower's layer {config.vision_feature_layer} means something else in LLaVA")
+        raise ExportError(
+            f"the exported model's logits differ by {difference:.2g} (at most {tolerance}); "
+            f"this tower's layer {config.vision_feature_layer} means something else in LLaVA"
+        )
 
 
 def _llava_processor(processor: HandVLMProcessor, patch_size: int, select: str) -> LlavaProcessor:

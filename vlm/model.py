@@ -23,7 +23,8 @@ class CheckpointError(ValueError):
 
 @dataclass
 class HandVLMOutput(ModelOutput):
-    """`loss` scalar; `losses` its named parts; `logits` (B, L, vocabulary), None while training on labels; `trajectories` None without a head."""
+    """`loss` scalar; `losses` its named parts; `logits` (B, L, vocabulary), None while training on labels;
+    `trajectories` None without a head."""
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
@@ -139,7 +140,8 @@ def fill_slots(embeds: Tensor, mask: Tensor, tokens: Tensor, what: str) -> Tenso
     slots, given = int(mask.sum()), tokens.shape[0] * tokens.shape[1]
     if slots != given:
         raise ValueError(
-            f"the prompts have {slots} {what} slots but {tokens.shape[0]} inputs of {tokens.shape[1]} tokens each came with them ({given}); "
+            f"the prompts have {slots} {what} slots but {tokens.shape[0]} inputs of {tokens.shape[1]} tokens each "
+            f"came with them ({given}); "
             "build the batch with this model's own processor, and do not cut prompts to a length"
         )
     return embeds.masked_scatter(mask.unsqueeze(-1), tokens.to(embeds))
@@ -177,12 +179,18 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         problems = [
             f"{title}: {', '.join(sorted(str(key) for key in keys)[:10])}{' …' if len(keys) > 10 else ''} ({len(keys)})"
-            for title, keys in (("missing", info["missing_keys"]), ("unexpected", info["unexpected_keys"]), ("mis-shaped", info["mismatched_keys"]))
+            for title, keys in (
+                ("missing", info["missing_keys"]),
+                ("unexpected", info["unexpected_keys"]),
+                ("mis-shaped", info["mismatched_keys"]),
+            )
             if keys
         ]
         if problems:
             raise CheckpointError(
-                f"{pretrained_model_name_or_path}: the weights do not fit the config. " + "; ".join(problems) + ". Copy the folder again, or convert it with scripts/convert.py."
+                f"{pretrained_model_name_or_path}: the weights do not fit the config. "
+                + "; ".join(problems)
+                + ". Copy the folder again, or convert it with scripts/convert.py."
             )
         return (model, info) if output_loading_info else model
 
@@ -207,7 +215,8 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
         views: Any = None,
         **kwargs: Any,
     ) -> HandVLMOutput:
-        """Shapes as in `HandVLMModel.embed`; `views` of a processor's batch are not used here; `attention_mask` (B, L), or (B, 1, L, L) bool for packed rows (see `vlm.packing`).
+        """Shapes as in `HandVLMModel.embed`; `views` of a processor's batch are not used here; `attention_mask`
+        (B, L), or (B, 1, L, L) bool for packed rows (see `vlm.packing`).
 
         `labels` (B, L), -100 where nothing is learnt; the loss is the sum over supervised tokens divided by `num_items_in_batch`
         (the count over the whole global batch) or, without it, by their number here. While training, logits are made for
@@ -262,7 +271,9 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs.pop("pose_tokens", None)
         return inputs

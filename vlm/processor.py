@@ -97,7 +97,9 @@ class HandVLMProcessor(ProcessorMixin):
     def pack(self, conversations: Sequence[Messages], tools: Any = None) -> Row:
         """Conversations about the same pictures as one packed row (see `vlm.packing`), with `encoded` holding their media."""
         encoded = [self.encode_conversation(conversation, tools, for_training=True, reuse=None) for conversation in conversations[:1]]
-        encoded += [self.encode_conversation(conversation, tools, for_training=True, reuse=encoded[0]) for conversation in conversations[1:]]
+        encoded += [
+            self.encode_conversation(conversation, tools, for_training=True, reuse=encoded[0]) for conversation in conversations[1:]
+        ]
         row = pack([(one.input_ids, one.labels) for one in encoded])
         if self.image_token_id in (token for token, branch in zip(row["input_ids"], row["branches"]) if branch):
             raise SampleError("cannot pack: the conversations do not open with the same pictures")
@@ -121,7 +123,9 @@ class HandVLMProcessor(ProcessorMixin):
         """Packed rows → a training batch with `position_ids` and the block mask."""
         return BatchFeature(collate(rows, self.pad_token_id) | self._media([row["encoded"] for row in rows]))
 
-    def encode_conversation(self, messages: Messages, tools: Any = None, for_training: bool = False, reuse: Encoded | None = None) -> Encoded:
+    def encode_conversation(
+        self, messages: Messages, tools: Any = None, for_training: bool = False, reuse: Encoded | None = None
+    ) -> Encoded:
         """One conversation → ids, labels and media; `reuse` takes the pictures of an encoded conversation about the same media."""
         validate_messages(messages)
         self._check_questions(messages)
@@ -146,7 +150,9 @@ class HandVLMProcessor(ProcessorMixin):
         )
         input_ids, labels = encode(pieces, self.tokenizer, self._media_ids)
         if for_training and all(label == -100 for label in labels):
-            raise SampleError("a training conversation without an answer: no token of it would be learnt. Give it an assistant turn with content")
+            raise SampleError(
+                "a training conversation without an answer: no token of it would be learnt. Give it an assistant turn with content"
+            )
         return Encoded(input_ids, labels, pixels, picture_views, poses)
 
     def decode_answers(self, output: Any, batch: BatchFeature) -> list[str]:
@@ -192,7 +198,9 @@ class HandVLMProcessor(ProcessorMixin):
         if part.get("tokens") is not None:
             tokens = np.asarray(part["tokens"], dtype=np.float32)
             if tokens.ndim != 2 or tokens.shape[1] != spec["dim"] or len(tokens) > spec["n_tokens"]:
-                raise SampleError(f"pose tokens of {name!r} have shape {tokens.shape}, expected (at most {spec['n_tokens']}, {spec['dim']})")
+                raise SampleError(
+                    f"pose tokens of {name!r} have shape {tokens.shape}, expected (at most {spec['n_tokens']}, {spec['dim']})"
+                )
             features[: len(tokens)] = tokens
         for column in spec.get("box_columns", ()):
             if not picture_views:
@@ -239,5 +247,8 @@ def as_rgb(image: Any) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise SampleError(f"a picture must be a path, a PIL picture or an RGB uint8 array (H, W, 3), got {type(image).__name__} {array.dtype} {array.shape}")
+        raise SampleError(
+            f"a picture must be a path, a PIL picture or an RGB uint8 array (H, W, 3), "
+            f"got {type(image).__name__} {array.dtype} {array.shape}"
+        )
     return array

@@ -61,7 +61,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 3000) -> PreTrainedT
     for token in description["added_tokens"]:
         token["special"] = token["content"] not in plain
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(description)), pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False
+        tokenizer_object=Tokenizer.from_str(json.dumps(description)),
+        pad_token=PAD,
+        eos_token=END,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Blip2VisionConfig, Blip2VisionModel, PreTrainedConfig
@@ -58,8 +59,32 @@ def merge_patches(features: Tensor, count: int = 4) -> Tensor:
     """Joins `count` patches that follow each other in raster order: (B, P, C) → (B, P / count, count · C)."""
     batch, patches, channels = features.shape
     if patches % count:
-        raise ValueError(f"cannot merge {patches} patches in groups of {count}: choose an image size whose patch count is a multiple of {count}")
+        raise ValueError(
+            f"cannot merge {patches} patches in groups of {count}: choose an image size whose patch count is a multiple of {count}"
+        )
     return features.reshape(batch, patches // count, channels * count)
+
+
+def slow_fast(features: Tensor, slow_frames: int = 4, duplicates: int = 1) -> Tensor:
+    """Tokens of a clip: (B, T, P, C), P a square grid in raster order → (B, n, C), n = T · duplicates + slow_frames · P / 4.
+
+    First every frame's mean over its patches, in time; then `slow_frames` frames spread evenly over the clip (first and last
+    among them; halves round to even), each pooled 2 × 2, by frame, row, column (LITA). `duplicates` counts as if the clip were
+    given that many times in a row: HandsOnVLM's 10 distinct frames with `duplicates=10` are its 356 tokens, with 1 they are 266.
+    Exact before or after a linear projector.
+    """
+    batch, frames, patches, channels = features.shape
+    side = math.isqrt(patches)
+    if side * side != patches or side % 2 or frames < 1 or slow_frames < 0 or duplicates < 1:
+        raise ValueError(
+            f"slow-fast pooling needs frames of a square grid with an even side, got {frames} frames of {patches} patches, "
+            f"slow_frames {slow_frames}, duplicates {duplicates}; choose an image size whose patch grid is even"
+        )
+    fast = features.mean(2).repeat(1, duplicates, 1)
+    chosen = np.round(np.linspace(0, frames * duplicates - 1, slow_frames)).astype(int) % frames
+    grids = features[:, chosen.tolist()].flatten(0, 1).transpose(1, 2).reshape(batch * slow_frames, channels, side, side)
+    slow = nn.functional.avg_pool2d(grids, 2).flatten(2).transpose(1, 2)
+    return torch.cat([fast, slow.reshape(batch, slow_frames * patches // 4, channels)], 1)
 
 
 def reduce_tokens(features: Tensor, reducer: str) -> Tensor:

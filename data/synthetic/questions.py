@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ NONE_SHARE = 0.25
 """How often `object` asks for something that is not there."""
 
 _ASKING = (
-    "Where is {x}?", "Find {x}.", "Locate {x}.", "Give the box of {x}.", "Show me {x}.", "Box {x}.", "In which region is {x}?", "Point out {x}.",
+    "Where is {x}?", "Find {x}.", "Locate {x}.", "Give the box of {x}.", "Show me {x}.", "Box {x}.", "In which region is {x}?",
+    "Point out {x}.",
     "Mark {x}.", "Tell me where {x} is.", "Where can {x} be seen?", "Where can I see {x}?", "What is the box of {x}?", "Can you find {x}?",
     "Do you see {x}, and where?", "Please locate {x}.",
 )  # fmt: skip
@@ -45,7 +46,8 @@ _HELD_OUT: dict[str, tuple[int, ...]] = {"hand": (8, 10, 13), "held": (2, 7, 9),
 _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "holding_hand": {
         "train": (
-            "Which hand is holding the {thing}?", "Which hand holds the {thing}?", "In which hand is the {thing}?", "Who holds the {thing}, left or right?",
+            "Which hand is holding the {thing}?", "Which hand holds the {thing}?", "In which hand is the {thing}?",
+            "Who holds the {thing}, left or right?",
             "Name the hand that has the {thing}.", "The {thing} is in which hand?", "Tell me the hand that is holding the {thing}.",
             "What hand has the {thing}?", "Which of my hands is holding the {thing}?",
         ),
@@ -53,7 +55,8 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "held_name": {
         "train": (
-            "What is the {side} hand holding?", "What is in my {side} hand?", "Name the object in the {side} hand.", "What do I hold in my {side} hand?",
+            "What is the {side} hand holding?", "What is in my {side} hand?", "Name the object in the {side} hand.",
+            "What do I hold in my {side} hand?",
             "Which object does the {side} hand hold?", "Tell what the {side} hand has grasped.", "What am I holding with the {side} hand?",
             "Name the thing that my {side} hand has grasped.", "Tell me what my {side} hand is holding.",
         ),
@@ -63,9 +66,13 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "train": (
             "Is the {side} hand touching an object?", "Does my {side} hand touch anything?", "Is something touched by the {side} hand?",
             "Is the {side} hand in contact with an object?", "Does the {side} hand hold or touch something?",
-            "Is there contact between the {side} hand and an object?", "Am I touching something with my {side} hand?", "Is my {side} hand holding a thing?",
+            "Is there contact between the {side} hand and an object?", "Am I touching something with my {side} hand?",
+            "Is my {side} hand holding a thing?",
         ),
-        "test": ("Is my {side} hand touching something?", "Does the {side} hand have contact with a thing?", "Is the {side} hand holding or touching an object?"),
+        "test": (
+            "Is my {side} hand touching something?", "Does the {side} hand have contact with a thing?",
+            "Is the {side} hand holding or touching an object?",
+        ),
     },
 }  # fmt: skip
 
@@ -85,7 +92,7 @@ def _grammatical(question: str) -> str:
     return question
 
 
-@lru_cache(maxsize=None)
+@cache
 def phrasings(kind: str, split: str) -> tuple[str, ...]:
     """The wordings of a kind for a split; val and test share the held-out ones."""
     return _words(kind.removesuffix("_left").removesuffix("_right"), held_out=split != "train")

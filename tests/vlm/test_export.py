@@ -21,7 +21,10 @@ def test_logits_and_prompt_agree(tied, tmp_path):
     llava, llava_processor = to_llava(model, processor)
     llava.save_pretrained(tmp_path)
     llava_processor.save_pretrained(tmp_path)
-    llava, llava_processor = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval(), AutoProcessor.from_pretrained(tmp_path, backend="pil")
+    llava, llava_processor = (
+        LlavaForConditionalGeneration.from_pretrained(tmp_path).eval(),
+        AutoProcessor.from_pretrained(tmp_path, backend="pil"),
+    )
     picture = np.kron(np.random.default_rng(0).integers(0, 255, (8, 10, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
     ours = processor([user({"type": "image", "image": picture}, "where is my left hand?")])
     messages = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "where is my left hand?"}]}]
@@ -41,5 +44,7 @@ def test_other_models_are_refused(kind, reason):
 
 
 def test_script_refuses_to_overwrite(tmp_path):
-    run = subprocess.run([sys.executable, "scripts/export.py", "llava", "--model", str(tmp_path), "--out", str(tmp_path)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "scripts/export.py", "llava", "--model", str(tmp_path), "--out", str(tmp_path)], capture_output=True, text=True
+    )
     assert run.returncode == 2 and "exists already" in run.stderr

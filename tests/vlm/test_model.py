@@ -15,7 +15,9 @@ from vlm import HandVLM, HandVLMConfig, HandVLMProcessor
 from vlm.model import CheckpointError
 
 KINDS_ALL = sorted(KINDS)
-DETECTIONS = np.array([[10, 20, 50, 70, -1, 0.9, 30, 30, 60, 60, 0.5], [80, 20, 120, 70, 1, 0.8, np.nan, np.nan, np.nan, np.nan, 0]], np.float32)
+DETECTIONS = np.array(
+    [[10, 20, 50, 70, -1, 0.9, 30, 30, 60, 60, 0.5], [80, 20, 120, 70, 1, 0.8, np.nan, np.nan, np.nan, np.nan, 0]], np.float32
+)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (90, 120)) -> np.ndarray:
@@ -35,7 +37,11 @@ BOX = {"type": "box", "bbox_xyxy": [10, 20, 50, 70]}
 @pytest.mark.parametrize("kind", KINDS_ALL)
 def test_batch_is_single(kind):
     model, processor = tiny(kind)
-    questions = [question("where is my left hand?"), question("what am I holding in my right hand, and where?", 1), [user("no picture here")]]
+    questions = [
+        question("where is my left hand?"),
+        question("what am I holding in my right hand, and where?", 1),
+        [user("no picture here")],
+    ]
     together = processor(questions)
     logits = model(**together).logits
     for row, conversation in enumerate(questions):
@@ -47,7 +53,7 @@ def test_batch_is_single(kind):
 def test_generation_with_and_without_cache_and_in_batches_agree(kind):
     model, processor = tiny(kind)
     questions = [question("where is my left hand?"), question("and the red cup, where has it been put?", 1)]
-    options = dict(max_new_tokens=6, do_sample=False)
+    options = {"max_new_tokens": 6, "do_sample": False}
     together = processor(questions)
     cached = processor.decode_answers(model.generate(**together, **options), together)
     uncached = processor.decode_answers(model.generate(**together, use_cache=False, **options), together)
@@ -71,7 +77,11 @@ def test_saved_is_reloaded(kind, tied, tmp_path):
     again, processor_again = HandVLM.from_pretrained(tmp_path).eval(), HandVLMProcessor.from_pretrained(tmp_path)
     asked = question("where is my left hand?", pose=kind == "small")
     first, second = processor(asked), processor_again(asked)
-    assert first["input_ids"].equal(second["input_ids"]) and first["pixel_values"].equal(second["pixel_values"]) and first["views"] == second["views"]
+    assert (
+        first["input_ids"].equal(second["input_ids"])
+        and first["pixel_values"].equal(second["pixel_values"])
+        and first["views"] == second["views"]
+    )
     assert model(**first).logits.equal(again(**second).logits)
     assert (again.lm_head.weight is again.get_input_embeddings().weight) == tied
 
@@ -176,7 +186,10 @@ def test_user_text_never_becomes_a_slot():
         ([user("x" * 20_000)], "20000 characters"),
         ([{"role": "user", "content": "where?"}], "list of parts"),
         ([user({"type": "pose", "encoder": "body", "tokens": None}, "where?")], "body"),
-        ([user({"type": "pose", "encoder": "detection", "tokens": np.zeros((3, 11))}, {"type": "image", "image": picture()}, "where?")], r"\(3, 11\)"),
+        (
+            [user({"type": "pose", "encoder": "detection", "tokens": np.zeros((3, 11))}, {"type": "image", "image": picture()}, "where?")],
+            r"\(3, 11\)",
+        ),
         ([user({"type": "image", "image": np.zeros((4, 4))}, "where?")], "RGB uint8"),
     ],
 )
