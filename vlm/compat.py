@@ -1,0 +1,25 @@
+"""Quirks of published systems that their weights depend on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlm.trajectory import RIGHT_LEFT_INTERLEAVED, joined_hands
+
+
+def handsonvlm_position_code(points: Tensor, width: int) -> Tensor:
+    """What HandsOnVLM adds to the embedding of a path token: points (B, 2, T, 2), hands left, right, fractions → (B, T, width).
+
+    A hand's half is [sin(x f), cos(y f)] twice over, f_k = 10000^(-2k / C), C = width / 4, in the points' own data type; the right
+    hand takes the even channels. (cos x and sin y are nowhere, and x and y are not scaled: its weights were trained so.)
+    """
+    if width % 8:
+        raise ValueError(f"the published position code needs a width divisible by 8, got {width}")
+    if points.dim() != 4 or points.shape[1] != 2 or points.shape[-1] != 2:
+        raise ValueError(f"expected points (B, 2, T, 2), hands left, right, got {tuple(points.shape)}")
+    channels = width // 4
+    exponent = torch.arange(0, channels, 2, dtype=points.dtype, device=points.device) / channels
+    angle = points.unsqueeze(-1) * (1.0 / 10000**exponent)  # (B, 2, T, xy, C / 2)
+    code = torch.cat([angle[..., 0, :].sin(), angle[..., 1, :].cos()], -1)
+    return joined_hands(torch.cat([code, code], -1), RIGHT_LEFT_INTERLEAVED)
