@@ -117,7 +117,7 @@ class Agent:
             start = time.perf_counter()
             written, views, trajectories = yield from self._write(messages, stream)
             trace.append(Step("model", written, time.perf_counter() - start))
-            answers = parse(written, views[0] if views else None, self.processor.dialect, trajectories)
+            answers: list[Answer] = parse(written, views[0] if views else None, self.processor.dialect, trajectories)
             asked = _calls(answers) if self.tools else []
             if not asked or calls_left < len(asked):
                 if asked:

@@ -174,7 +174,7 @@ def _pretrained(auto: Any, part: Part) -> Any:
 
 
 def _config(part: Part, **changes: Any) -> Any:
-    options = dict(part) | changes
+    options: dict[str, Any] = {**part, **changes} if isinstance(part, dict) else {}
     kind = options.pop("model_type", None)
     if kind is None:
         raise ValueError(f"a fresh part needs 'model_type' (such as llama, resnet, clip_vision_model), got {part!r}")

@@ -19,7 +19,7 @@ class ImageProjector(nn.Module):
         source, target = tower_width(config.vision_config) * merged, config.text_config.hidden_size
         self.norm = nn.LayerNorm(source) if config.projector_norm else None
         self.linear_1 = nn.Linear(source, target)
-        self.act = ACT2FN[config.projector_hidden_act] if config.projector_type == "mlp" else None
+        self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(target, target) if config.projector_type == "mlp" else None
         self.grid_position = float(config.grid_position)
 

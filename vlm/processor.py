@@ -61,7 +61,8 @@ class HandVLMProcessor(ProcessorMixin):
     ) -> None:
         if view not in VIEW_RULES:
             raise ValueError(f"view is {view!r}, expected one of {', '.join(VIEW_RULES)}")
-        self.image_size, self.image_seq_length, self.view, self.interpolation = image_size, image_seq_length, view, interpolation
+        self.image_size, self.image_seq_length, self.view = image_size, image_seq_length, view
+        self.interpolation: Any = interpolation
         self.image_mean, self.image_std, self.image_token = list(image_mean), list(image_std), image_token
         self.pose_encoders, self.template, self.dialect = pose_encoders or {}, template, dialect
         self.max_question_characters = max_question_characters
@@ -86,7 +87,7 @@ class HandVLMProcessor(ProcessorMixin):
         training; `labels` (B, L) when training; `pixel_values` (N, 3, S, S), `pose_tokens` {encoder: (M, n_tokens, dim)} in the order
         of their slots; `views`: per conversation, the View of each of its pictures.
         """
-        conversations = messages if messages and isinstance(messages[0], list) else [messages]
+        conversations: list[Any] = messages if messages and isinstance(messages[0], list) else [messages]
         encoded = [self.encode_conversation(conversation, tools, for_training) for conversation in conversations]
         if for_training:
             batch = collate([pack([(one.input_ids, one.labels)]) for one in encoded], self.pad_token_id)
