@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and one writer per folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class FolderBusyError(RuntimeError):
+    """Another process is writing the folder."""
 
 
 @contextmanager
@@ -25,3 +29,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """`text` as UTF-8 in `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds an existing folder for one writer; the lock ends with the process, however it ends. FolderBusyError when another has it."""
+    with (folder / ".lock").open("a") as lock:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows: there the file stays open without a lock
+            yield
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FolderBusyError(f"another process is writing {folder}: wait for it, or choose another output folder") from error
+        yield

@@ -14,6 +14,7 @@ import copy
 import json
 import logging
 import math
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pose_tools.files import atomic_path, write_text
+from pose_tools.files import FolderBusyError, atomic_path, exclusive, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,10 @@ class _Run:
             return
         if not s.resume:
             raise TrainingError(f"{self.output} already holds a run ({self.path.name}): set resume=true to go on, or choose another output")
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(f"{self.path}: not a whole checkpoint ({error}); delete the run, or choose another output") from error
         self.raw.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -225,8 +229,9 @@ class _Log:
 
     def __init__(self, settings: TrainingSettings, step: int):
         self.path = Path(settings.output) / "log.jsonl"
-        lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step] if self.path.exists() else []
-        write_text(self.path, "".join(line + "\n" for line in lines))
+        # a last line without its end was being written when the run was stopped
+        lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
+        write_text(self.path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
         self.writer = None
         if settings.tensorboard:
             try:
@@ -257,16 +262,28 @@ def train(model: nn.Module, task: Task, settings: TrainingSettings) -> TrainingR
         raise TrainingError(f"batch_size {settings.batch_size} is no multiple of {at_once}")
     if len(task) < settings.batch_size:
         raise TrainingError(f"{len(task)} samples do not fill one batch of {settings.batch_size}: add samples or lower batch_size")
+    if not main:
+        return _train(run, task)
+    run.output.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive(run.output):
+            return _train(run, task)
+    except FolderBusyError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _train(run: _Run, task: Task) -> TrainingResult:
+    settings, rank, world = run.settings, run.accelerator.process_index, run.accelerator.num_processes
     run.start()
     log = None
-    if main:
+    if run.accelerator.is_main_process:
         log = _Log(settings, run.step)
         write_text(run.output / "settings.json", json.dumps(asdict(settings), indent=1))
-    plan = _Plan(len(task), settings, run.accelerator.process_index, world, run.step)
+    plan = _Plan(len(task), settings, rank, world, run.step)
     # a generator of its own: starting a loader draws a number, and the global generator must be that of the checkpoint
     loader = torch.utils.data.DataLoader(_Samples(task), batch_sampler=plan, collate_fn=task.collate, num_workers=settings.num_workers,
                                          generator=torch.Generator().manual_seed(settings.seed))  # fmt: skip
-    bar = tqdm(total=settings.max_steps, initial=run.step, disable=not main, unit="step", mininterval=2)
+    bar = tqdm(total=settings.max_steps, initial=run.step, disable=log is None, unit="step", mininterval=2)
     metrics = _loop(run, task, iter(loader), log, bar)
     return TrainingResult(run.step, metrics, run.best)
 

@@ -24,7 +24,7 @@ from data.synthetic import factors, scenes  # noqa: E402
 from data.synthetic.freihand_writer import write_freihand  # noqa: E402
 from data.synthetic.hoi_qa_writer import write_hoi_qa  # noqa: E402
 from data.synthetic.journal import FolderError  # noqa: E402
-from data.synthetic.parallel import FolderBusyError  # noqa: E402
+from pose_tools.files import FolderBusyError  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=192, help="width and height of a picture in pixels (stills)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
-    if options.count < 1:
-        parser.error(f"--count is {options.count}, expected at least 1")
+    for name, least in (("count", 1), ("size", 48), ("seed", 0), ("workers", 1)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} is {getattr(options, name)}, expected at least {least}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder, counts = _writer(options)
     try:

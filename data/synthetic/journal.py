@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.synthetic.parallel import exclusive, worker_map
-from pose_tools.files import atomic_path, write_text
+from data.synthetic.parallel import worker_map
+from pose_tools.files import atomic_path, exclusive, write_text
 
 
 class FolderError(ValueError):
@@ -69,7 +69,12 @@ class Journal:
                 )
             write_text(self.manifest_path, json.dumps({**self.settings, "count": 0, "complete": False}, indent=1))
             return
-        there = json.loads(self.manifest_path.read_text())
+        try:
+            there = json.loads(self.manifest_path.read_text())
+        except ValueError:
+            there = None
+        if not isinstance(there, dict):
+            raise FolderError(f"{self.manifest_path}: not a manifest, so what the folder was made with is unknown; delete the folder")
         differing = [k for k, v in self.settings.items() if there.get(k) != v]
         if differing:
             got = ", ".join(f"{k} {there.get(k)!r} (asked for {self.settings[k]!r})" for k in differing)

@@ -1,4 +1,4 @@
-"""Work spread over processes in order, and one writer per folder."""
+"""Work spread over processes, in order."""
 
 from __future__ import annotations
 
@@ -6,32 +6,10 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-
-class FolderBusyError(RuntimeError):
-    """Another process is writing the folder."""
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Holds a folder for one writer; the lock ends with the process, however it ends."""
-    path = folder / ".lock"
-    with path.open("a") as lock:
-        try:
-            import fcntl
-        except ImportError:  # not on Windows: there the file stays open without a lock
-            yield
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FolderBusyError(f"another process is writing {folder}: wait for it or choose another --out") from error
-        yield
 
 
 def _start_worker() -> None:

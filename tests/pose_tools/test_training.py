@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pose_tools import training
+from pose_tools.files import exclusive
 from pose_tools.training import TrainingError, TrainingSettings, learning_rate, step_indices, train
 from tests.pose_tools.tiny_training import TinyTask, network, settings
 
@@ -82,7 +83,7 @@ def test_two_processes_equal_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "localhost:0", "tests/pose_tools/tiny_training.py", str(tmp_path / "two"), "micro_batch_size=2"]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     assert len(two["rng"]) == 2
@@ -123,6 +124,40 @@ def test_refusals_name_the_remedy(tmp_path):
     with pytest.raises(TrainingError, match="already holds a run.*resume=true"):
         train(network(), TinyTask(), settings(tmp_path / "d"))
     assert (tmp_path / "d/checkpoint.pt").read_bytes() == before
+
+
+def test_a_log_line_cut_in_half_and_a_damaged_checkpoint(tmp_path):
+    train(network(), TinyTask(), settings(tmp_path, max_steps=6))
+    log, lines = tmp_path / "log.jsonl", (tmp_path / "log.jsonl").read_text().splitlines()
+    log.write_text("\n".join([*lines, '{"step": 6, "lo']))
+    train(network(), TinyTask(), settings(tmp_path, resume=True))
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert log.read_text().splitlines()[: len(lines)] == lines and steps == sorted(steps) and steps[-1] == 12
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: not a whole checkpoint .*choose another output"):
+        train(network(), TinyTask(), settings(tmp_path, resume=True))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    train(network(), TinyTask(), settings(tmp_path, max_steps=5))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(state, file):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(network(), TinyTask(), settings(tmp_path, max_steps=10, resume=True))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before and not list(tmp_path.glob(".*.tmp"))
+
+
+def test_two_runs_of_one_output(tmp_path):
+    with exclusive(tmp_path), pytest.raises(TrainingError, match="another process is writing .*choose another output"):
+        train(network(), TinyTask(), settings(tmp_path))
+    assert not (tmp_path / "log.jsonl").exists()
+    train(network(), TinyTask(), settings(tmp_path, max_steps=1))
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
