@@ -59,7 +59,7 @@ def _named(curl: dict[str, tuple[float, float, float]], spread: dict[str, float]
 def named_pose(name: str) -> np.ndarray:
     """A pose (45,) by name: flat, relaxed, fist, point, pinch, grasp, spread. Raises ValueError for others."""
     fist = (82.0, 96.0, 60.0)
-    poses = {
+    poses: dict[str, tuple[dict, dict]] = {
         "flat": ({}, {}),
         "relaxed": (
             {"index": (22, 30, 14), "middle": (28, 34, 17), "ring": (32, 36, 18), "pinky": (34, 36, 18), "thumb": (8, 12, 16)},

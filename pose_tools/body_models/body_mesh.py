@@ -92,7 +92,7 @@ class BodyMesh:
 def build() -> BodyMesh:
     """The mesh at rest; always the same."""
     points, owner, station, faces = _cage()
-    points, faces = _settle(points, owner, faces, (6, 12, 1)), np.array(faces)
+    points = _settle(points, owner, faces, (6, 12, 1))
     faces, carry = meshing.subdivide(faces, len(points))
     points, owner, station = _carried(carry, points, owner, station)
     faces, carry = meshing.split_longest(points, faces, VERTICES - len(points))
@@ -108,7 +108,7 @@ def _carried(carry, points: np.ndarray, owner: np.ndarray, station: np.ndarray) 
     return carry @ points, np.where(share.max(1) > 0.99, share.argmax(1), -1), carry @ station
 
 
-def _cage() -> tuple[np.ndarray, np.ndarray, np.ndarray, list]:
+def _cage() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     points, owner, station, faces = [], [], [], []
 
     def add(new: np.ndarray, limb: int = -1, at: float = 0.0) -> list[int]:
@@ -150,7 +150,7 @@ def _cage() -> tuple[np.ndarray, np.ndarray, np.ndarray, list]:
             ring = add(ring, k, at)
             faces += meshing.strip(loop, ring) if len(ring) > 1 else meshing.fan(loop, ring[0])
             loop = ring
-    return np.array(points), np.array(owner), np.array(station), faces
+    return np.array(points), np.array(owner), np.array(station), np.array(faces)
 
 
 def _arm_loop(grid: np.ndarray, column: int) -> list[int]:
@@ -212,7 +212,6 @@ def _settle(points: np.ndarray, owner: np.ndarray, faces: np.ndarray, rounds: tu
         return body_shape.skin(p, np.tile(owner, len(p) // len(owner)))
 
     pace = np.where(owner >= 0, 0.4, 0.5)
-    faces = np.asarray(faces)
     return solids.settle(field, points, np.ones_like(points), pace, meshing.averaging(faces, len(points)), rounds, step=1e-5, furthest=0.02)
 
 

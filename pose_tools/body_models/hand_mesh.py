@@ -8,6 +8,7 @@ with a rounded cap. The wrist is an open ring of 16.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -155,10 +156,10 @@ def _tube(name: str) -> list[tuple[np.ndarray, float]]:
         if name == "pinky":
             stations[:3] = 19.8, 23.2, 27.2
     lean += [0.0] * (len(stations) - len(lean))
-    across = {"back": np.array([0.0, 0.0, 1.0]), "reach": 6.0}
-    rings = [(meshing.tube_ring(chain, radii, s, _ANGLES, lean=tilt, **across), s) for s, tilt in zip(stations, lean, strict=True)]
+    across = partial(meshing.tube_ring, back=np.array([0.0, 0.0, 1.0]), reach=6.0)
+    rings = [(across(chain, radii, s, _ANGLES, lean=tilt), s) for s, tilt in zip(stations, lean, strict=True)]
     last = d + 0.93 * (tip - d)
-    rings.append((meshing.tube_ring(chain, radii * 0.6, last, _ANGLES[::2], **across), last))
+    rings.append((across(chain, radii * 0.6, last, _ANGLES[::2]), last))
     rings.append((chain[3][None], tip))
     return rings
 

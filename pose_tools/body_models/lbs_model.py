@@ -37,9 +37,10 @@ class SkinnedModel(nn.Module):
         pose = pose.reshape(*pose.shape[:2], -1, 9)[:, :, np.array(order[1:]) - 1].reshape(pose.shape)
         rest = np.column_stack([regressor @ template, np.ones(len(order))])
         rest_dirs = np.einsum("jv,vck->kjc", regressor, shape)
+        blend = np.concatenate([shape, pose], 2).transpose(2, 1, 0)
         values = {
             "template": template.T.reshape(-1),
-            "blend": np.concatenate([shape, pose], 2).transpose(2, 1, 0).reshape(shape.shape[2] + pose.shape[2], -1),
+            "blend": blend.reshape(len(blend), -1),
             "joints_at_rest": rest.reshape(-1),
             "joint_dirs": np.concatenate([rest_dirs, np.zeros_like(rest_dirs[:, :, :1])], 2).reshape(len(rest_dirs), -1),
             "weights": _dense(arrays["weights"]).T[order],

@@ -86,7 +86,7 @@ class Mano(SkinnedModel):
             raise ValueError(f"pose_format={pose_format!r}: expected 'axis_angle' or 'pca' here")
         return hand_pose if flat_hand_mean else hand_pose.reshape(-1, 45) + self.hands_mean
 
-    def _finger_rotations(self, hand_pose: torch.Tensor, pose_format: str, flat_hand_mean: bool) -> torch.Tensor:
+    def _finger_rotations(self, hand_pose: torch.Tensor, pose_format: PoseFormat, flat_hand_mean: bool) -> torch.Tensor:
         if pose_format == "rotation_matrix":
             return as_rotations(hand_pose, 15, "hand_pose", matrices=True)
         if pose_format not in ("axis_angle", "pca"):

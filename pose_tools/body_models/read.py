@@ -13,7 +13,7 @@ import pickle
 import pickletools
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -105,7 +105,7 @@ def _scan(data: bytes) -> None:
     for op, argument, _ in pickletools.genops(data):
         if op.name in ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "BYTEARRAY8"):
             raise UnsafePickleError(f"the file uses {op.name}, which no MANO or SMPL file does")
-        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and not (isinstance(argument, int) and 0 <= argument <= len(data)):
             raise ValueError(f"it numbers an object {argument}")  # the unpickler would make a table of that length
 
 
@@ -154,12 +154,12 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
     raise ValueError(f"{name}: holds a {type(value).__name__}, expected an array or a text")
 
 
-def _array(data: Any, dtype: Any, shape: Any, order: str, name: str) -> np.ndarray:
+def _array(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"], name: str) -> np.ndarray:
     """An array of numbers from its bytes."""
     code = dtype.arguments[0] if isinstance(dtype, _Dtype) else None
     if not (isinstance(code, str) and re.fullmatch("[fiu][1248]|b1", code)):
         raise ValueError(f"{name}: an array of data type {code!r}, expected plain numbers")
-    byte_order = dtype.state[1] if dtype.state else "="
+    byte_order: Any = dtype.state[1] if dtype.state else "="
     if byte_order not in ("<", ">", "=", "|"):
         raise ValueError(f"{name}: byte order {byte_order!r}")
     kind = np.dtype(code).newbyteorder(byte_order)
