@@ -29,10 +29,10 @@ _LISTS = ("K", "scale", "xyz", "verts", "mano")
 def write_freihand(folder: str | Path, split: factors.Split, seed: int, count: int, workers: int = 1) -> Iterator[int]:
     """Brings a folder to `count` annotations and writes the json lists; yields how many there are.
 
-    train fills `training` (four versions of each), test and val fill `evaluation` (one version each).
+    train fills `training` (four versions of each), test or val fills `evaluation` (one version each): a folder holds one of the two.
     """
     folder, split = Path(folder), factors.check_split(split)
-    name, manifest = f"annotations-{split}.jsonl", f"manifest-{split}.json"
+    name, manifest = f"annotations-{_set_name(split)}.jsonl", f"manifest-{_set_name(split)}.json"
     settings = {"kind": "freihand", "split": split, "seed": seed, "annotations": count, **scenes.world_version()}
     yield from journal.fill(folder, name, manifest, settings, partial(_write_annotation, folder, split, seed, count), count, workers)
     records = journal.read_lines(folder / name, "it was there a moment ago")[:count]

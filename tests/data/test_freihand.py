@@ -72,7 +72,7 @@ def test_left_hands_of_the_world_enter_as_right_hands(folder):
 
     sides = {_scene_with_hand("train", 0, index)[1]["side"] for index in range(COUNT)}
     assert sides == {"left", "right"}
-    for record in read_lines(folder / "annotations-train.jsonl", ""):
+    for record in read_lines(folder / "annotations-training.jsonl", ""):
         axes = hands.hand_axes(np.array(record["xyz"]), "right")
         numbers = np.array(record["mano"][0])
         from scipy.spatial.transform import Rotation
@@ -131,6 +131,16 @@ def test_an_extended_folder_would_renumber_its_blocks(folder):
 
     with pytest.raises(FolderError, match="annotations 5"):
         list(write_freihand(folder, "train", 0, COUNT + 1))
+
+
+def test_val_does_not_overwrite_test(folder):
+    """Both would be the evaluation set of the folder."""
+    from data.synthetic.journal import FolderError
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(FolderError, match=r"split 'test' \(asked for 'val'\)"):
+        list(write_freihand(folder, "val", 0, 2))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_stopped_and_continued_is_uninterrupted(folder, tmp_path):
