@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 from data.synthetic.detection import DetectionScenes
 from data.synthetic.detection_scores import answers, calibrate, scores
 from data.synthetic.factors import COLOURS, NAMES
+from data.synthetic.journal import FolderError
 from pose_tools import small_detector_losses
 from pose_tools.files import write_text
-from pose_tools.small_detector import DEFAULT_FOLDER, SmallDetector, SmallDetectorConfig, load_small_detector
-from pose_tools.training import TrainingSettings, train
+from pose_tools.small_detector import DEFAULT_FOLDER, SmallDetector, SmallDetectorConfig, SmallDetectorError, load_small_detector
+from pose_tools.training import TrainingError, TrainingSettings, train
 from vlm import settings as typed
+from vlm.commands.console import CommandError, run
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,22 @@ class DetectorTask:
 def publish(settings: DetectorSettings, note: str) -> None:
     """Best weights of the run → asset folder: calibrated on val, scored on test, with a card."""
     output = Path(settings.training.output)
+    if not (output / "best.safetensors").is_file():
+        raise TrainingError(f"{output} holds no best.safetensors: train first, at least to the first evaluation")
     model = build(settings)
+    # both splits are read before anything is written
+    val, test = (DetectionScenes(Path(settings.data) / split, image_size=model.config.image_size) for split in ("val", "test"))
     model.load_state_dict(load_file(output / "best.safetensors"))
-    model.eval()
-    found, truth = answers(model, DetectionScenes(Path(settings.data) / "val", image_size=model.config.image_size))
+    found, truth = answers(model.eval(), val)
     model.config = replace(model.config, calibration=calibrate(found["logit"], truth["present"]))
     model.save(settings.asset)
-    result = evaluate(settings.asset, settings.data, "test")
+    result = scores(*answers(load_small_detector(settings.asset), test))
     write_text(Path(settings.asset) / "README.md", card(settings, result, json.loads((output / "best.json").read_text())["step"], note))
     print(f"wrote {settings.asset}")
 
 
 def evaluate(folder: str | Path | None, data: str, split: str) -> dict[str, float]:
+    """Prints the scores of the detector in a folder on a split of `data`."""
     model = load_small_detector(folder)
     result = scores(*answers(model, DetectionScenes(Path(data) / split, image_size=model.config.image_size)))
     print(json.dumps({"split": split} | {k: round(v, 4) for k, v in result.items()}, indent=1))
@@ -125,7 +132,8 @@ def build(settings: DetectorSettings) -> SmallDetector:
     return SmallDetector(SmallDetectorConfig(names=NAMES, colours=COLOURS, **vars(settings.network)))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status; CommandError for what cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", help="YAML file of DetectorSettings")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.max_steps=100")
@@ -134,17 +142,26 @@ def main() -> None:
     parser.add_argument("--note", help="a line for the card of --publish: what the settings do not tell")
     parser.add_argument("--data", default="cache/synthetic")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if arguments.evaluate:
-        evaluate(arguments.evaluate, arguments.data, arguments.split)
-        return
-    if not arguments.config:
+    options = parser.parse_args(arguments)
+    if not options.config and not options.evaluate:
         parser.error("a config is needed, such as scripts/configs/detector_small.yaml")
-    settings = typed.load(DetectorSettings, arguments.config, arguments.set)
-    if arguments.publish:
-        publish(settings, f"- {arguments.note}" if arguments.note else "")
-        return
+    logging.getLogger("pose_tools").setLevel(logging.INFO)
+    try:
+        if options.evaluate:
+            evaluate(options.evaluate, options.data, options.split)
+            return 0
+        settings = typed.load(DetectorSettings, options.config, options.set)
+        if options.publish:
+            publish(settings, f"- {options.note}" if options.note else "")
+        else:
+            fit(settings)
+    except (FolderError, SmallDetectorError, TrainingError) as error:
+        raise CommandError(str(error)) from error
+    return 0
+
+
+def fit(settings: DetectorSettings) -> None:
+    """Trains on the train split, looking at val; the run is in the settings' output folder."""
     torch.manual_seed(settings.training.seed)
     size = settings.network.image_size
     folder, seed = Path(settings.data), settings.training.seed
@@ -156,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))
