@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from data.synthetic.factors import COLOURS, NAMES
+from data.synthetic.placing import OBJECT_ID
 from data.synthetic.scenes import read_scenes
 from pose_tools.small_detector import FILL, INSTANCES, LABELS, PATCH, STRIDE
 from pose_tools.small_detector_losses import IGNORE, centre_weights
 from pose_tools.types import SIDES
 from pose_tools.views import View, letterbox
 
-FIRST_OBJECT = 10
-"""Mask value of object 0."""
 LEAST_VISIBLE = 0.15
 """Things that show less of themselves are neither taught as there nor as absent."""
 _SWAP = np.arange(256, dtype=np.uint8)
@@ -82,8 +81,12 @@ def mirrored(record: dict[str, Any]) -> dict[str, Any]:
         return [record["width"] - bbox[2], bbox[1], record["width"] - bbox[0], bbox[3]]
 
     hands = [hand | {"side": other[hand["side"]], "bbox_xyxy": box(hand["bbox_xyxy"])} for hand in record["hands"]]
-    holders = [sorted(other[side] for side in thing["held_by"]) for thing in record["objects"]]
-    objects = [o | {"bbox_xyxy": box(o["bbox_xyxy"]), "held_by": by} for o, by in zip(record["objects"], holders, strict=True)]
+    objects = [
+        thing
+        | {"bbox_xyxy": box(thing["bbox_xyxy"])}
+        | {k: sorted(other[s] for s in thing[k]) for k in ("held_by", "touched_by") if k in thing}
+        for thing in record["objects"]
+    ]
     return record | {"hands": sorted(hands, key=lambda hand: hand["side"]), "objects": objects}
 
 
@@ -94,7 +97,7 @@ def recolour(rng: np.random.Generator, image: np.ndarray, ids: np.ndarray, recor
     """
     image, objects = image.copy(), list(record["objects"])
     for k, thing in enumerate(objects):
-        where = ids == FIRST_OBJECT + k
+        where = ids == OBJECT_ID + k
         paint = rng.random() < 0.5 and where.any()
         objects[k] = thing | ({"colour": None} if paint else {"name": None})
         if paint:
@@ -153,11 +156,11 @@ def _label_lut(record: dict[str, Any]) -> np.ndarray:
     """Mask value → number in `LABELS`. Forearms are background; what both hands hold has no single label."""
     table = np.zeros(256, np.uint8)
     table[1], table[2] = LABELS.index("left hand"), LABELS.index("right hand")
-    table[FIRST_OBJECT:] = IGNORE
+    table[OBJECT_ID:] = IGNORE
     for k, thing in enumerate(record["objects"]):
         holders = thing["held_by"]
         name = f"object held by {holders[0]}" if len(holders) == 1 else "other object"
-        table[FIRST_OBJECT + k] = IGNORE if len(holders) > 1 else LABELS.index(name)
+        table[OBJECT_ID + k] = IGNORE if len(holders) > 1 else LABELS.index(name)
     return table
 
 
@@ -170,7 +173,7 @@ def _cells(record: dict[str, Any], ids: np.ndarray, seen: list[tuple[np.ndarray,
     most = np.ones(cells * cells)
     boxes = torch.from_numpy(np.stack([b for b, _ in seen])) if seen else torch.zeros(0, 4)
     for k, (centre, thing) in enumerate(zip(centre_weights(boxes, cells).numpy(), record["objects"], strict=True)):
-        share = (ids == FIRST_OBJECT + k).reshape(shape).sum((1, 3)).reshape(-1)
+        share = (ids == OBJECT_ID + k).reshape(shape).sum((1, 3)).reshape(-1)
         mine = share > most
         most[mine] = share[mine]
         known = seen[k][1] == 1

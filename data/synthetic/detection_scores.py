@@ -77,7 +77,7 @@ def scores(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, floa
     swapped = torch.stack([box_overlap(found["boxes"][:, i], truth["boxes"][:, 1 - i])[0] >= 0.5 for i in (0, 1)], 1)
     result["wrong_side"] = (swapped & (iou[:, :2] < 0.5) & said[:, :2])[both].float().mean()
     states = truth["states"] >= 0
-    right = (found["states"] == (truth["states"] == 1))
+    right = found["states"] == (truth["states"] == 1)
     result |= {"contact_acc": right[:, :2][states[:, :2]].float().mean(), "holding_acc": right[:, 2:][states[:, 2:]].float().mean()}
     result |= {"name_acc": found["name_right"].float().mean(), "colour_acc": found["colour_right"].float().mean()}
     result["named_acc50"] = (found["named_iou"] >= 0.5).float().mean()

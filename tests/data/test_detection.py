@@ -84,6 +84,8 @@ def test_mirrored_picture_has_mirrored_labels():
     for name in ("cell_name", "cell_colour", "cell_score"):
         np.testing.assert_allclose(flipped[name].reshape(12, 12), plain[name].reshape(12, 12)[:, ::-1], atol=1e-6)
     assert mirrored(mirrored(RECORD)) == RECORD
+    touching = RECORD | {"objects": [thing | {"touched_by": thing["held_by"]} for thing in RECORD["objects"]]}
+    assert [thing["touched_by"] for thing in mirrored(touching)["objects"]] == [["right"], [], ["left", "right"]]
 
 
 def test_labels_move_with_the_view():
