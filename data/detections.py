@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pose_tools.detect import TOKEN_WIDTH, detection_tokens, sort_detections
+from pose_tools.detect import THRESHOLDS, TOKEN_WIDTH, detection_tokens, sort_detections
 from pose_tools.files import atomic_path
 from pose_tools.image_io import read_image
 
@@ -28,7 +28,7 @@ SAVE_SECONDS = 120
 
 
 def cached_detections(
-    folder: str | Path, pictures: Sequence[Path], *, detector: str | Path | None = None, threshold: float = 0.5
+    folder: str | Path, pictures: Sequence[Path], *, detector: str | Path | None = None, threshold: float = THRESHOLDS["small"]
 ) -> Mapping[str, np.ndarray]:
     """Detection tokens of `pictures`, as `pose_tools.detect.detection_tokens` makes them: {path relative to `folder`: (2, 11) float32}.
 
@@ -58,7 +58,9 @@ def cached_detections(
     return {name: known[name] for name in names}
 
 
-def known_detections(folder: str | Path, *, detector: str | Path | None = None, threshold: float = 0.5) -> dict[str, np.ndarray]:
+def known_detections(
+    folder: str | Path, *, detector: str | Path | None = None, threshold: float = THRESHOLDS["small"]
+) -> dict[str, np.ndarray]:
     """What was kept of a data set's folder so far; see `cached_detections`. Raises BackendMissing when the detector is not there."""
     from pose_tools.small_detector import load_small_detector
 

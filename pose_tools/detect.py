@@ -106,10 +106,11 @@ def detect_hands(
 
 def resolve_backend(backend: str = "auto") -> Backend:
     """What `backend` comes to on this machine: "auto" is $HANDVLM_HANDS if set, and stays "auto" only where both backends are there."""
-    if backend == "auto":
-        backend = os.environ.get("HANDVLM_HANDS") or "auto"
+    wished = os.environ.get("HANDVLM_HANDS") if backend == "auto" else None
+    backend = wished or backend
     if backend not in get_args(Backend):
-        raise ValueError(f"there is no hand detector {backend!r}; expected one of: {', '.join(get_args(Backend))}")
+        where = " (from the environment's HANDVLM_HANDS)" if wished else ""
+        raise ValueError(f"there is no hand detector {backend!r}{where}; expected one of: {', '.join(get_args(Backend))}")
     if backend == "auto" and mediapipe_models.why_missing() is not None:
         return "small"
     if backend == "auto" and not _small_weights().is_file():

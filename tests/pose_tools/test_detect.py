@@ -107,8 +107,8 @@ def test_backends_by_name(monkeypatch, tmp_path):
     assert detect.resolve_backend() == "mediapipe"
     assert detect.resolve_backend("small") == "small"  # who asks for one gets it
     monkeypatch.setenv("HANDVLM_HANDS", "yolo")
-    for backend in ("auto", "yolo"):
-        with pytest.raises(ValueError, match="no hand detector 'yolo'; expected one of: auto, small, mediapipe"):
+    for backend, where in (("auto", r" \(from the environment's HANDVLM_HANDS\)"), ("yolo", "")):
+        with pytest.raises(ValueError, match=f"no hand detector 'yolo'{where}; expected one of: auto, small, mediapipe"):
             detect_hands(np.zeros((8, 8, 3), np.uint8), backend=backend)
 
 
