@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -53,7 +54,7 @@ def read_hoi_qa(path: str | Path, *, frames: str | Path | None = None, max_missi
     """
     path = Path(path)
     root = (Path(frames) if frames is not None else path.resolve().parent.parent).resolve()
-    content = _load(path)
+    content = read_json(path)
     convert, rows = _kind_of(path, content)
     total = missing = 0
     for key, row in rows:
@@ -69,7 +70,8 @@ def read_hoi_qa(path: str | Path, *, frames: str | Path | None = None, max_missi
         logger.warning("%s: %d of %d records left out because their frames are not under %s", path.name, missing, total, root)
 
 
-def _load(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a json file. Raises HOIQAError for a missing or broken one, and for a pickle, which is never read."""
     if path.suffix in (".pkl", ".pickle"):
         raise HOIQAError(f"{path}: a pickle can run code when it is read; write the list as json first (json.dump of the same list)")
     try:
@@ -202,7 +204,7 @@ def _scaled(box: Any, nominal: tuple[int, int], size: tuple[int, int], where: st
     if (
         not isinstance(box, list)
         or len(box) != 4
-        or not all(isinstance(v, (int, float)) for v in box)
+        or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
         or box[2] < box[0]
         or box[3] < box[1]
     ):

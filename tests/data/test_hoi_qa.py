@@ -107,6 +107,8 @@ def test_as_a_training_set(world):
     assert len(groups) == COUNT // 2
     first = groups.read(0, 0)
     assert len({s.messages[0]["content"][0]["image"] for s in first}) == 1
+    some = open_groups("hoi_qa", world / "hoiqa_dataset" / "epic-kitchens-train.json", limit=2)
+    assert [str(p) for p in some.pictures()] == [some.read(i, 0)[0].messages[0]["content"][0]["image"] for i in range(len(some))]
 
 
 def copy(world: Path, tmp_path: Path, name: str) -> Path:
@@ -142,6 +144,7 @@ def test_bad_files_are_one_clear_error_each(world, tmp_path):
     refuse({"a": {"something": 1}}, "the first record has")
     refuse({key: {**rows[key], "image_path": "../../../etc/passwd.jpg"}}, "leaves the frames' folder")
     refuse({key: {**rows[key], "bbox": [5, 5, 1, 9]}}, "x1 <= x2")
+    refuse({key: {**rows[key], "bbox": [5, 5, float("nan"), 9]}}, "the box is .*nan")
     refuse({key: {**rows[key], "image_path": 3}}, "neither 'image' nor 'image_path'")
     refuse([{"id": "x", "image_path": rows[key]["image_path"], "conversations": [{"value": "one turn"}]}], "pairs")
     refuse("", "pickle", "bad.pkl")
