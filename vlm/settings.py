@@ -29,6 +29,8 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from pose_tools.files import write_text
+
 T = TypeVar("T")
 
 
@@ -113,13 +115,7 @@ def to_yaml(settings: Any) -> str:
 
 def save(settings: Any, path: str | os.PathLike[str]) -> None:
     """Writes `to_yaml(settings)` to `path`, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(to_yaml(settings), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, to_yaml(settings))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
