@@ -198,7 +198,7 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None,
     if valid.shape != (n, 2, steps) and not (compat and valid.shape == (n, 2)):
         raise ValueError(f"trajectory_errors: expected valid (N, 2, T) = {(n, 2, steps)}, got {valid.shape}")
     if compat:
-        return _handsonvlm_errors(pred, gt, valid if valid.ndim == 2 else valid.any(-1))
+        return _handsonvlm_errors(pred, gt, valid if valid.ndim == 2 else np.asarray(valid.any(-1)))
     distances = np.linalg.norm(pred - gt[:, None], axis=-1)  # (N, S, 2, T)
     lost = np.isnan(distances) & valid[:, None]
     if lost.any() and missing is None:
