@@ -86,7 +86,9 @@ def test_a_larger_picture_gets_a_resized_table(model):
 
 def test_the_norm_behind_the_tower_is_identity_unless_the_checkpoint_has_it(model):
     """BLIP-2's own trained norm must not be taken over."""
-    blip = Blip2VisionModel(Blip2VisionConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=279, image_size=56))
+    blip = Blip2VisionModel(
+        Blip2VisionConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=279, image_size=56)
+    )
     blip.load_state_dict(model.model.vision_tower.state_dict() | {"post_layernorm.weight": torch.full((64,), 3.0)})
     assert blip.post_layernorm.eps == 1e-6
     from_blip = vlm4hoi.convert(published(), llama(), blip, CONFIG)
@@ -103,7 +105,9 @@ def test_the_norm_behind_the_tower_is_identity_unless_the_checkpoint_has_it(mode
 
 def test_published_towers_lose_their_last_block():
     tensors = {"cls_token": torch.zeros(1, 1, 4), "norm.weight": torch.ones(4)}
-    tensors |= {f"blocks.{n}.{side}": torch.full((4,), n + 0.5 * (side > "attn.r")) for n in range(40) for side in ("attn.q_bias", "attn.v_bias")}
+    tensors |= {
+        f"blocks.{n}.{side}": torch.full((4,), n + 0.5 * (side > "attn.r")) for n in range(40) for side in ("attn.q_bias", "attn.v_bias")
+    }
     mapped, unknown = eva.to_transformers(tensors)
     assert sorted(k for k in mapped if "layers" in k) == sorted(f"encoder.layers.{n}.self_attn.qkv.bias" for n in range(39)) and not unknown
     assert mapped["encoder.layers.7.self_attn.qkv.bias"].tolist() == [7] * 4 + [0] * 4 + [7.5] * 4
@@ -175,7 +179,9 @@ def test_losses_masks_and_greedy_ids_are_those_of_the_parts(model):
     new = asking["input_ids"].shape[1]
     ours = model.generate(**asking, max_new_tokens=12, do_sample=False).sequences[:, new:].tolist()
     for row, prompt in zip(ours, prompts):
-        theirs = reference.generate(inputs_embeds=prompt[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False)[0]
+        theirs = reference.generate(
+            inputs_embeds=prompt[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False
+        )[0]
         assert row[: len(theirs)] == theirs.tolist() and set(row[len(theirs) :]) <= {2, 3}
 
 

@@ -35,7 +35,11 @@ def tower() -> dict:
 def language_model() -> dict:
     """The frozen language model, named as a LlamaForCausalLM."""
     width, inner = LLAMA.hidden_size, LLAMA.intermediate_size
-    shapes = {"model.embed_tokens.weight": (LLAMA.vocab_size, width), "model.norm.weight": (width,), "lm_head.weight": (LLAMA.vocab_size, width)}
+    shapes = {
+        "model.embed_tokens.weight": (LLAMA.vocab_size, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (LLAMA.vocab_size, width),
+    }
     for layer in range(LLAMA.num_hidden_layers):
         name = f"model.layers.{layer}."
         shapes |= {f"{name}self_attn.{side}_proj.weight": (width, width) for side in "qkvo"}

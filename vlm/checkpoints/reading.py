@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,10 +43,48 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "torch.save({'model': checkpoint['model']}, path)"
         ) from error
     except Exception as error:  # a broken file makes torch and safetensors raise nearly anything
-        raise CheckpointError(f"{path}: not a whole checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]}); fetch it again") from error
+        raise CheckpointError(
+            f"{path}: not a whole checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]}); fetch it again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors")
     return content
+
+
+def read_model_folder(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a model folder in Hugging Face's form: one file or shards with an index, .safetensors before .bin.
+
+    Raises CheckpointError naming a shard that is missing, cut off or lacks tensors that the index promises.
+    """
+    folder = Path(folder)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return model_tensors(read_checkpoint(folder / name))
+        if index.is_file():
+            return _read_shards(folder, index)
+    raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin, whole or in shards with an index; copy the whole folder")
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index}: not a whole index of shards ({error}); fetch it again") from None
+    strangers = sorted({str(shard) for shard in places.values() if Path(str(shard)).name != shard})
+    if strangers or not places:
+        raise CheckpointError(f"{index}: names files outside its folder, or none: {shown(strangers)}")
+    missing = sorted({shard for shard in places.values() if not (folder / shard).is_file()})
+    if missing:
+        raise CheckpointError(f"{folder}: shards missing: {shown(missing)}; fetch them again")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        found = model_tensors(read_checkpoint(folder / shard))
+        promised = {name for name, place in places.items() if place == shard}
+        lacking = [*(promised - found.keys())]
+        refuse({"missing": lacking}, f"{folder / shard}: lacks tensors that {index.name} promises", "Fetch the shard again.")
+        tensors |= found
+    return tensors
 
 
 def model_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """VLM4HOI's (and MiniGPT-v2's) published checkpoint → HandVLM, for any size: sizes come from the tensors.
 
-    model = convert(read_checkpoint("checkpoint_55.pth"), llm="Llama-2-7b-chat-hf", vision="eva_vit_g.pth or a BLIP-2 folder", config={"image_size": 448})
+    model = convert(read_checkpoint("checkpoint_55.pth"), llm="Llama-2-7b-chat-hf", vision="eva_vit_g.pth", config={"image_size": 448})
     processor = make_processor("Llama-2-7b-chat-hf", model.config)
 
 The checkpoint holds what was trained: LoRA on the queries and values of the language model, and the projector. The language model and
@@ -35,7 +35,7 @@ IMAGE_TOKEN = "<unk>"
 
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LLM, _PEFT, _PROJECTOR, _NORM = "llama_model.", "base_model.model.", "llama_proj.", "ln_vision."
-_OTHER_NAMES = {"img_size": "image_size", "num_heads": "num_attention_heads", "lora_target_modules": "lora_targets"}
+_OTHER_NAMES: dict[str, str] = {"img_size": "image_size", "num_heads": "num_attention_heads", "lora_target_modules": "lora_targets"}
 
 Parts = dict[str, Tensor]
 
@@ -66,6 +66,7 @@ class VLM4HOIConfig:
         if config is None or isinstance(config, cls):
             return config or cls()
         known = [field.name for field in fields(cls)]
+        given: dict[str, Any]
         if isinstance(config, PreTrainedConfig):
             given = {name: getattr(config, name) for name in known if hasattr(config, name)}
         else:
@@ -119,7 +120,9 @@ def convert(state_dict: Mapping[str, Any], llm: Any, vision: Any, config: Any = 
     model.config.dtype = dtype
     if merge_lora or not given.lora:
         return model
-    return with_lora(model, {_in_hand_vlm(module, skeleton): pair for module, pair in given.lora.items()}, options.lora_alpha).get_base_model()
+    return with_lora(
+        model, {_in_hand_vlm(module, skeleton): pair for module, pair in given.lora.items()}, options.lora_alpha
+    ).get_base_model()
 
 
 def with_lora(model: HandVLM, updates: Mapping[str, Parts], alpha: float, dropout: float = 0.05) -> Any:
@@ -129,11 +132,15 @@ def with_lora(model: HandVLM, updates: Mapping[str, Parts], alpha: float, dropou
     rank = next(iter(updates.values()))["A"].shape[0]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=sorted(updates))
     wrapped = get_peft_model(model, config)
-    tensors = {f"base_model.model.{name}.lora_{side}.default.weight": value for name, pair in updates.items() for side, value in pair.items()}
+    tensors = {
+        f"base_model.model.{name}.lora_{side}.default.weight": value for name, pair in updates.items() for side, value in pair.items()
+    }
     result = wrapped.load_state_dict(tensors, strict=False)
     left = [name for name in result.missing_keys if "lora_" in name]
     if result.unexpected_keys or left:
-        raise CheckpointError(f"the LoRA layers do not take these updates: unexpected {shown(result.unexpected_keys)}, missing {shown(left)}")
+        raise CheckpointError(
+            f"the LoRA layers do not take these updates: unexpected {shown(result.unexpected_keys)}, missing {shown(left)}"
+        )
     return wrapped.eval()
 
 
@@ -221,7 +228,9 @@ def _language_model(source: Any, options: VLM4HOIConfig) -> tuple[nn.Module, Par
     tensors = {} if source is None or _config_of(source) is not None else model_tensors(source)
     config = _config_of(source) or _config_of(options.text_config)
     if config is None:
-        raise ValueError(f"llm is {type(source).__name__}: give a causal LM, its folder, its config, or its tensors and text_config in the config")
+        raise ValueError(
+            f"llm is {type(source).__name__}: give a causal LM, its folder, its config, or its tensors and text_config in the config"
+        )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config), tensors
 
@@ -293,7 +302,9 @@ def _name_of(model: nn.Module, module: nn.Module) -> str:
 
 def _check(model: HandVLM, state: Parts, given: _Given, strangers: list[str], skeleton: nn.Module, options: VLM4HOIConfig) -> None:
     """Refuses a checkpoint unless its tensors are exactly those of the model, LoRA in every block included."""
-    wanted = {name: value for name, value in model.state_dict().items() if not (model.config.tie_word_embeddings and name == "lm_head.weight")}
+    wanted = {
+        name: value for name, value in model.state_dict().items() if not (model.config.tie_word_embeddings and name == "lm_head.weight")
+    }
     layers = {name: module for name, module in skeleton.named_modules() if name.rpartition(".")[2] in options.lora_targets}
     lora = {f"{name}.lora_{side}": value for name, pair in given.lora.items() for side, value in pair.items()}
     lora_wanted = {f"{name}.lora_{side}" for name in layers for side in "AB"}
@@ -302,7 +313,11 @@ def _check(model: HandVLM, state: Parts, given: _Given, strangers: list[str], sk
         f"{name}.lora_{side}": (next(iter(ranks)), layer.weight.shape[1]) if side == "A" else (layer.weight.shape[0], next(iter(ranks)))
         for name, layer in layers.items() if ranks for side in "AB"
     }  # fmt: skip
-    misshapen = [f"{n} is {tuple(v.shape)}, expected {tuple(wanted[n].shape)}" for n, v in state.items() if n in wanted and v.shape != wanted[n].shape]
+    misshapen = [
+        f"{n} is {tuple(v.shape)}, expected {tuple(wanted[n].shape)}"
+        for n, v in state.items()
+        if n in wanted and v.shape != wanted[n].shape
+    ]
     misshapen += [f"{n} is {tuple(v.shape)}, expected {shapes[n]}" for n, v in lora.items() if n in shapes and tuple(v.shape) != shapes[n]]
     refuse(
         {

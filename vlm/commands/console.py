@@ -35,11 +35,16 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
 def user_errors() -> tuple[type[BaseException], ...]:
     """The errors whose message is meant for the person at the keyboard."""
     from data.groups import DatasetError
+    from data.hoi_qa import HOIQAError
     from data.sample import SampleError
     from pose_tools.image_io import ImageError
     from pose_tools.tool_protocol import ToolError
     from vlm.evaluation.records import RecordsError
     from vlm.model import CheckpointError
+    from vlm.quantization import QuantizationError
     from vlm.settings import SettingsError
 
-    return (CommandError, DatasetError, SampleError, ImageError, ToolError, RecordsError, CheckpointError, SettingsError, OSError)
+    return (
+        CommandError, DatasetError, HOIQAError, SampleError, ImageError, ToolError, RecordsError, CheckpointError, SettingsError,
+        QuantizationError, OSError,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`evaluate referral|tools|compare`: numbers for a model, resumable, beside baselines, in a folder and in its card."""
+"""`evaluate referral|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a folder and in its card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pose_tools.files import write_text
+from vlm.commands import hoi_qa
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import load_model
 from vlm.evaluation import records, tables
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|tools|compare")
+    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|tools|hoi-qa|compare")
 
     def common(task: argparse.ArgumentParser) -> None:
         task.add_argument(
@@ -48,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     referral.add_argument("--sheet", type=int, default=24, help="pictures on each sheet of answers beside the truth; 0 draws none")
     tools = tasks.add_parser("tools", help="is the right tool called, with the right arguments, and only when it is needed")
     common(tools)
+    words = "the HOI-QA test files, scored strictly or as published"
+    hoi_qa.add_arguments(tasks.add_parser("hoi-qa", help=words, description=hoi_qa.__doc__))
     compare = tasks.add_parser("compare", help="two runs of the same evaluation, question by question")
     compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help="two --out folders of `evaluate referral`")
     compare.add_argument("--condition", default="as shipped")
@@ -57,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    return {"referral": referral, "tools": tool_use, "compare": compare_runs}[options.task](options)
+    return {"referral": referral, "tools": tool_use, "hoi-qa": hoi_qa.main, "compare": compare_runs}[options.task](options)
 
 
 def referral(options: argparse.Namespace) -> int:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from vlm.commands.console import CommandError, user_errors
-
-KEPT = ["model.vision_tower", "model.multi_modal_projector", "model.pose_projectors", "lm_head"]
-"""What stays in full precision when the language model is quantised: full names, for bitsandbytes skips nothing by their ends."""
 
 WRITTEN_BESIDE = {
     "architectures", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype", "eos_token_id", "pad_token_id", "quantization_config",
@@ -29,21 +25,24 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: str | None =
 
     from vlm import HandVLM, HandVLMProcessor
     from vlm.adapters import is_adapter, load_adapter
+    from vlm.quantization import verify
 
     folder = Path(folder)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise CommandError(
             f"{folder}: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model"
         )
-    options = _quantised(load_in) if load_in else {"dtype": "auto"}
     transformers_logging.disable_progress_bar()
     try:
         _check_keys(folder / "config.json")
+        options = _quantised(folder, load_in, device) if load_in else {"dtype": "auto"}
         processor = HandVLMProcessor.from_pretrained(folder)
         if is_adapter(folder):
             model = load_adapter(HandVLM, folder, merge=load_in is None, **options)
         else:
             model = HandVLM.from_pretrained(folder, **options)
+        if load_in:
+            verify(model, load_in)
         return (model if load_in else model.to(device)).eval(), processor
     except user_errors():
         raise
@@ -68,17 +67,16 @@ def _check_keys(file: Path) -> None:
             raise CommandError(f"{file}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; remove it"))
 
 
-def _quantised(load_in: str) -> dict[str, Any]:
+def _quantised(folder: Path, load_in: str, device: str) -> dict[str, Any]:
     """Arguments of from_pretrained for 8- or 4-bit weights of the language model; eyes, projectors and head stay as they are."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else one line per layer and token about casting
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise CommandError(f"--load-in {load_in} needs bitsandbytes: pip install 'handvlm[quant]'") from error
-    import torch
-    from transformers import BitsAndBytesConfig
+    from vlm import HandVLMConfig
+    from vlm.adapters import base_of, is_adapter
+    from vlm.quantization import loading_options
 
-    config = BitsAndBytesConfig(
-        load_in_8bit=load_in == "8bit", load_in_4bit=load_in == "4bit", bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=KEPT
-    )
-    return {"quantization_config": config, "dtype": torch.bfloat16}
+    config = HandVLMConfig.from_pretrained(base_of(folder) if is_adapter(folder) else folder)
+    place = {} if device == "cpu" else {"device_map": {"": device}}  # quantised weights cannot be moved afterwards
+    return loading_options(config, load_in) | place

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +71,7 @@ def hoi_qa(
     "subsets": {name: {accuracy, correct, total}}}, accuracies and IoUs in per cent with two decimals.
     Raises HOIQAError for files that do not belong together, EmptySubsetError for a subset without questions.
     """
-    said, truth = _open(predictions, _prediction_paths), _open(test_files, _test_paths)
+    said, truth = open_predictions(predictions), open_test_files(test_files)
     for name in ("epic", "hoi"):
         if len(said[name]) != len(truth[name]):
             raise HOIQAError(f"{name}: {len(said[name])} predictions for {len(truth[name])} questions; give those of the same test file")
@@ -260,7 +260,8 @@ class _Run:
         self.lines += [f"{title}Wrong BB cases: {part.no_box}"] if wrong_cases else []
         self.scores[name] = {
             "noun_accuracy": noun, "noun_correct": part.noun.right, "noun_total": part.noun.total, "bbox_accuracy": box,
-            "bbox_correct": part.box.right, "bbox_total": part.box.total, "mean_iou": mean, "ious": len(part.ious), "wrong_bb_cases": part.no_box,
+            "bbox_correct": part.box.right, "bbox_total": part.box.total, "mean_iou": mean, "ious": len(part.ious),
+            "wrong_bb_cases": part.no_box,
         }  # fmt: skip
 
     def _percent(self, count: _Count, what: str) -> float:
@@ -274,16 +275,20 @@ class _Run:
             raise EmptySubsetError(f"{what}: none, and the published scorer divides by their number; use empty='nan', or --protocol strict")
 
 
-def _open(files: Any, paths: Any) -> dict[str, Any]:
+def open_predictions(predictions: Any) -> dict[str, Any]:
+    """Contents of the three prediction files, given as in `hoi_qa`."""
+    return _open(
+        predictions, lambda path: {name: path if name == "epic" else path.with_name(f"{path.stem}_{name}.json") for name in TEST_FILES}
+    )
+
+
+def open_test_files(test_files: Any) -> dict[str, Any]:
+    """Contents of the three test files, given as in `hoi_qa`."""
+    return _open(test_files, lambda folder: {name: folder / file for name, file in TEST_FILES.items()})
+
+
+def _open(files: Any, paths: Callable[[Path], dict[str, Path]]) -> dict[str, Any]:
     given = files if isinstance(files, Mapping) else paths(Path(files))
     if missing := sorted(set(TEST_FILES) - set(given)):
         raise HOIQAError(f"no files for {', '.join(missing)}; expected all of {', '.join(TEST_FILES)}")
     return {name: read_json(Path(given[name])) if isinstance(given[name], (str, Path)) else given[name] for name in TEST_FILES}
-
-
-def _prediction_paths(path: Path) -> dict[str, Path]:
-    return {"epic": path, "ego4d": path.with_name(f"{path.stem}_ego4d.json"), "hoi": path.with_name(f"{path.stem}_hoi.json")}
-
-
-def _test_paths(folder: Path) -> dict[str, Path]:
-    return {name: folder / file for name, file in TEST_FILES.items()}

@@ -1,0 +1,63 @@
+#!/usr/bin/env python
+"""How much memory a model needs to answer, by part, before it is loaded.
+
+    python scripts/plan_memory.py scripts/configs/vlm4hoi_7b_model.json --load-in 8bit --memory 12
+    python scripts/plan_memory.py runs/mine --tokens 4000 --batch 8
+
+Takes a model folder or its config.json; nothing is loaded. With --memory (GiB of the device) what cannot fit is refused with exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vlm.commands.console import CommandError, run
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a model folder, an adapter folder, or a config.json")
+    parser.add_argument("--load-in", choices=("8bit", "4bit"), help="the language model's blocks (default: 16 bits)")
+    parser.add_argument("--tokens", type=int, default=1000, help="the whole context, pictures and answer included (default 1000)")
+    parser.add_argument("--batch", type=int, default=1, help="sequences at a time (default 1)")
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--pictures", type=int, help="pictures encoded at a time (default: one a sequence)")
+    parser.add_argument("--memory", type=float, help="GiB of the device; what does not fit is refused")
+    options = parser.parse_args(arguments)
+    if min(options.tokens, options.batch, options.beams, options.pictures or 1) < 1:
+        parser.error("--tokens, --batch, --beams and --pictures are at least 1")
+
+    from vlm import HandVLMConfig
+    from vlm.adapters import base_of, is_adapter
+    from vlm.quantization import QuantizationError, plan
+
+    source = base_of(options.model) if is_adapter(options.model) else options.model
+    try:
+        config = HandVLMConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{options.model}: no model's config ({' '.join(str(error).split())[:200]})") from error
+    made = plan(
+        config,
+        load_in=options.load_in,
+        tokens=options.tokens,
+        batch=options.batch,
+        beams=options.beams,
+        pictures=options.pictures or options.batch,
+    )
+    print(made.table())
+    if options.memory is not None:
+        try:
+            made.check(options.memory)
+        except QuantizationError as error:
+            raise CommandError(f"{options.model}: {error}") from error
+        print(f"fits into {options.memory:g} GiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
