@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.synthetic import factors, journal, parallel, questions, scenes
+from data.synthetic import factors, journal, questions, scenes
+from pose_tools.files import FolderBusyError, exclusive
 from scripts import make_synthetic
 
 SIZE = 96
@@ -74,7 +75,7 @@ def test_other_settings_are_refused(whole):
 
 
 def test_two_writers_of_one_folder(whole):
-    with parallel.exclusive(whole), pytest.raises(parallel.FolderBusyError, match="another process is writing"):
+    with exclusive(whole), pytest.raises(FolderBusyError, match="another process is writing"):
         make(whole, 30)
 
 
@@ -87,6 +88,10 @@ def test_broken_and_missing_journals(whole, tmp_path):
     (folder / "scenes.jsonl").write_bytes(b"\n".join([lines[0], lines[1][:50], *lines[2:]]))
     with pytest.raises(journal.FolderError, match="line 2"):
         scenes.read_scenes(folder)
+    for content in ('{"kind": "st', "[]"):
+        (folder / "manifest.json").write_text(content)
+        with pytest.raises(journal.FolderError, match=r"manifest\.json: not a manifest.*delete the folder"):
+            make(folder, 24)
     (folder / "manifest.json").unlink()
     with pytest.raises(journal.FolderError, match="delete the folder"):
         make(folder, 24)
@@ -114,6 +119,17 @@ def test_the_manifest_covers_every_byte(whole, tmp_path):
         )
 
 
+@pytest.mark.parametrize("split", factors.SPLITS)
+def test_what_is_on_disk_has_the_factors_of_its_split_only(whole, tmp_path, split):
+    """The leakage test on written records: with the tables disjoint (see test_synthetic_world), no split has a factor of another."""
+    folder = whole if split == "train" else make(tmp_path / split, 4, split=split)
+    for record in scenes.read_scenes(folder):
+        assert record["background"] % 10 in factors.TENTHS[split] and record["camera"]["bin"] in factors.camera_bins(split)
+        for thing in record["objects"]:
+            assert (thing["name"], thing["colour"]) in factors.pairs(split)
+            assert {thing["family"], thing["shade"]} <= set(factors.TENTHS[split])
+
+
 def test_command(tmp_path, capsys):
     command = ["stills", "--out", str(tmp_path), "--count", "2", "--seed", "1", "--split", "test", "--size", str(SIZE), "--workers", "1"]
     assert make_synthetic.main(command) == 0
@@ -125,8 +141,10 @@ def test_command(tmp_path, capsys):
     assert "belongs to other pictures: seed 1 (asked for 9)" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert make_synthetic.main(["stills", "--out", str(tmp_path / "file"), "--count", "1", "--workers", "1"]) == 1
-    with pytest.raises(SystemExit):
-        make_synthetic.main(["stills", "--out", str(tmp_path), "--count", "0"])
+    for wrong in (["--count", "0"], ["--count", "1", "--size", "8"], ["--count", "1", "--seed", "-1"]):
+        with pytest.raises(SystemExit):
+            make_synthetic.main(["stills", "--out", str(tmp_path), *wrong])
+        assert re.search(rf"{wrong[-2]} is {wrong[-1]}, expected", capsys.readouterr().err)
 
 
 # ---- questions
@@ -251,7 +269,7 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path, root):
         process.kill()
     count = json.loads((tmp_path / "train" / "manifest.json").read_text())["count"]
     assert count == len(scenes.read_scenes(tmp_path / "train")) > 0
-    with parallel.exclusive(tmp_path / "train"):
+    with exclusive(tmp_path / "train"):
         pass
     assert wait_for(lambda: not subprocess.run(["ps", "-o", "pid=", "-g", str(process.pid)], capture_output=True, text=True).stdout.split())
 
