@@ -81,9 +81,9 @@ def crop_stage2(
     Args:
         points: the scan (N, 3), a frame with y up. centre: (3,) the person, same frame: stage 1's translation, or for training the
             mean of the true vertices. angle: radians; None draws it from `seed`.
-        shift: (x, z) metres by which the turned cube's centre moves; None: none, or with the true `body` (V, 3) (training) drawn so that
         shift: (x, z) metres by which the turned cube's centre moves; None: none, or with the true `body` (V, 3), for training, drawn so
             that it stays inside. floor: the share of points that may lie below the floor (0: the lowest is the floor, as published).
+
     Returns (target, 3) float64 in the frame of `points`. Raises SceneError when the cube is empty.
     """
     points, centre = finite_points(points), np.asarray(centre, dtype=np.float64).reshape(3)

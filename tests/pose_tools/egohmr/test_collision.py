@@ -79,7 +79,8 @@ def test_coap_and_volumetric_smpl_get_smplx_outputs(smpl):
         seen.append(output)
         return (points - output.joints[:, :1]).norm(dim=-1)
 
-    model = types.SimpleNamespace(coap=types.SimpleNamespace(query=query), volume=types.SimpleNamespace(query=lambda p, o: query(p, o) - 0.2))
+    volume = types.SimpleNamespace(query=lambda points, output: query(points, output) - 0.2)
+    model = types.SimpleNamespace(coap=types.SimpleNamespace(query=query), volume=volume)
     body = standing(smpl, 2, bend=0.1)
     points = body.joints[:, :1] + torch.tensor([[[0.1, 0, 0], [0, 0.7, 0]]])
     assert CoapField(model).inside(body, points).tolist() == [[False, True]] * 2
