@@ -11,6 +11,7 @@ Key points are 21 × (x, y, z) in the detector's order (MediaPipe's, which is Fr
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -65,7 +66,9 @@ class HandAnnotations:
         firsts = [near[0] if near else None for near in self.positives]
         unknown = [hand for hand in firsts if hand is not None and hand not in rows]
         if unknown:
-            raise AnnotationError(f"{len(unknown)} positives are no hands of this file, the first is {unknown[0]!r}: positives never leave their corpus")
+            raise AnnotationError(
+                f"{len(unknown)} positives are no hands of this file, the first is {unknown[0]!r}: positives never leave their corpus"
+            )
         return np.array([-1 if hand is None else rows[hand] for hand in firsts], np.int64)
 
     def with_positives(self, indices: np.ndarray, distances: np.ndarray) -> HandAnnotations:
@@ -88,19 +91,27 @@ def read_hand_annotations(path: str | Path) -> HandAnnotations:
         raise AnnotationError(f"{path}: not whole JSON ({error}); get the file again") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in ("images", "annotations")):
         raise AnnotationError(f"{path}: expected an object with the lists 'images' and 'annotations'")
-    names = {image["id"]: image["file_name"] for image in content["images"] if isinstance(image, dict) and {"id", "file_name"} <= image.keys()}
+    names = {
+        image["id"]: image["file_name"] for image in content["images"] if isinstance(image, dict) and {"id", "file_name"} <= image.keys()
+    }
     if len(names) != len(content["images"]):
         raise AnnotationError(f"{path}: {len(content['images'])} images, but {len(names)} different ids with a file name")
     hands = [_read_hand(path, number, record, names) for number, record in enumerate(content["annotations"])]
     ids = [hand[0] for hand in hands]
     if len(set(ids)) != len(ids):
-        twice = next(hand for number, hand in enumerate(ids) if hand in set(ids[:number]))
+        twice = Counter(ids).most_common(1)[0][0]
         raise AnnotationError(f"{path}: hand_id {twice!r} occurs more than once")
-    columns = list(zip(*hands, strict=True)) if hands else [[] for _ in range(7)]
+    columns: list[Sequence[Any]] = list(zip(*hands, strict=True)) if hands else [[]] * 7
     return HandAnnotations(
-        ids, list(columns[1]), [names[image] for image in columns[1]], np.array(columns[2], np.float64).reshape(-1, 4), np.array(columns[3], bool),
-        np.array(columns[4], np.float32).reshape(-1, 21, 3), list(columns[5]), list(columns[6]),
-    )  # fmt: skip
+        ids,
+        list(columns[1]),
+        [names[image] for image in columns[1]],
+        np.array(columns[2], np.float64).reshape(-1, 4),
+        np.array(columns[3], bool),
+        np.array(columns[4], np.float32).reshape(-1, 21, 3),
+        list(columns[5]),
+        list(columns[6]),
+    )
 
 
 def _read_hand(path: Path, number: int, record: Any, images: dict[Id, str]) -> tuple[Any, ...]:
@@ -113,11 +124,15 @@ def _read_hand(path: Path, number: int, record: Any, images: dict[Id, str]) -> t
         positives, distances = list(record.get("positive_sample") or []), [float(d) for d in record.get("distance") or []]
         box = [float(v) for v in box]
     except (KeyError, TypeError, ValueError) as error:
-        raise AnnotationError(f"{place}: {type(error).__name__}: {error}; expected hand_id, image_id, boxes, left_right, keypoint_25d") from error
+        raise AnnotationError(
+            f"{place}: {type(error).__name__}: {error}; expected hand_id, image_id, boxes, left_right, keypoint_25d"
+        ) from error
     if image not in images:
         raise AnnotationError(f"{place}: image_id {image!r} is not among the images")
     if side not in ("Left", "Right") or len(box) != 4 or points.size != 63:
-        raise AnnotationError(f"{place}: expected left_right Left or Right, 4 numbers in boxes, 63 in keypoint_25d; got {side!r}, {len(box)}, {points.size}")
+        raise AnnotationError(
+            f"{place}: expected left_right Left or Right, 4 numbers in boxes, 63 in keypoint_25d; got {side!r}, {len(box)}, {points.size}"
+        )
     return hand, image, box, side == "Left", points, positives, distances
 
 
@@ -132,10 +147,14 @@ def write_hand_annotations(path: str | Path, hands: HandAnnotations) -> None:
         file.write(', "annotations": [')
         for row in range(len(hands)):  # one by one: the whole text would need several times the pool's memory
             record = {
-                "hand_id": hands.hand_ids[row], "image_id": hands.image_ids[row], "boxes": json.dumps([_number(v) for v in hands.boxes[row]]),
-                "left_right": "Left" if hands.left[row] else "Right", "keypoint_25d": [float(v) for v in hands.keypoints[row].ravel()],
-                "positive_sample": positives[row], "distance": distances[row],
-            }  # fmt: skip
+                "hand_id": hands.hand_ids[row],
+                "image_id": hands.image_ids[row],
+                "boxes": json.dumps([_number(v) for v in hands.boxes[row]]),
+                "left_right": "Left" if hands.left[row] else "Right",
+                "keypoint_25d": [float(v) for v in hands.keypoints[row].ravel()],
+                "positive_sample": positives[row],
+                "distance": distances[row],
+            }
             file.write((",\n" if row else "\n") + json.dumps(record))
         file.write("\n]}\n")
 

@@ -4,7 +4,8 @@
     python scripts/make_synthetic.py stills --out cache/synthetic --count 12000 --seed 0 --split train
 
 `stills` writes OUT/SPLIT; `hoi-qa` and `freihand` write their published layout under OUT (FreiHAND's evaluation set is the test
-split). A run that was stopped goes on where it stopped; what is already there is kept.
+split); `keypoints` writes a pool of 2-D hand poses in 2,000 videos for scripts/mine_hands.py. A run that was stopped goes on where it
+stopped; what is already there is kept.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from data.synthetic import factors, scenes  # noqa: E402
 from data.synthetic.freihand_writer import write_freihand  # noqa: E402
 from data.synthetic.hoi_qa_writer import write_hoi_qa  # noqa: E402
 from data.synthetic.journal import FolderError  # noqa: E402
+from data.synthetic.keypoints import write_keypoint_pool  # noqa: E402
 from pose_tools.files import FolderBusyError  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("stills", "hoi-qa", "freihand"))
+    parser.add_argument("kind", choices=("stills", "hoi-qa", "freihand", "keypoints"))
     parser.add_argument("--out", type=Path, required=True, help="the data set's folder")
     parser.add_argument("--count", type=int, required=True, help="how many pictures there shall be")
     parser.add_argument("--seed", type=int, default=0)
@@ -59,6 +61,8 @@ def _writer(options: argparse.Namespace) -> tuple[Path, Iterator[int]]:
         return options.out, write_hoi_qa(options.out, options.split, options.seed, options.count, options.workers)
     if options.kind == "freihand":
         return options.out, write_freihand(options.out, options.split, options.seed, options.count, options.workers)
+    if options.kind == "keypoints":
+        return options.out, write_keypoint_pool(options.out, options.split, options.seed, options.count)
     folder = options.out / options.split
     settings = scenes.Settings(options.split, options.seed, options.size)
     return folder, scenes.make_scenes(folder, settings, options.count, options.workers)

@@ -67,7 +67,8 @@ def _mine(options: argparse.Namespace) -> None:
     hands, pool = _read(options.index)
     settings = {name: getattr(options, name) for name in ("dims", "normalise", "exclude", "method", "probes", "seed")}
     miner = prepare(pool["keypoints"], pool["video_ids"], options.k, image_ids=pool.get("image_ids"), **settings)
-    print(f"{miner.total} hands, {len(set(np.unique(miner.groups)))} groups; {options.dims} directions hold {miner.space.explained:.1%} of the variance")
+    groups = len(np.unique(miner.groups))
+    print(f"{miner.total} hands, {groups} groups; {options.dims} directions hold {miner.space.explained:.1%} of the variance")
     parts = options.out.with_name(options.out.name + ".parts")
     indices, distances = run_mining(miner, parts, settings)
     if hands is not None and options.out.suffix == ".json":
@@ -78,7 +79,8 @@ def _mine(options: argparse.Namespace) -> None:
             np.savez(stream, indices=indices, distances=distances, **names)
     shutil.rmtree(parts)
     none = int((indices[:, 0] < 0).sum())
-    print(f"{options.out}: {miner.total - none} hands with a neighbour, {none} without ({miner.total - len(miner.whole)} of them lack key points)")
+    damaged = miner.total - len(miner.whole)
+    print(f"{options.out}: {miner.total - none} hands with a neighbour, {none} without ({damaged} of them lack key points)")
     if options.method == "ivf":
         print(f"recall@1 on sampled anchors: {miner.recall(seed=options.seed):.4f}")
     if options.sheet and hands is not None:

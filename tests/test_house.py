@@ -108,6 +108,14 @@ vlm.templates: render encode
 vlm.answers: parse write
 vlm.agent: Agent
 vlm.vision: merge_patches
+vlm.checkpoints.vlm4hoi: convert
+vlm.evaluation.compat: hoi_qa
+pose_tools.simhand.encoder: load_encoder load_contrastive load_25d load_detnet
+pose_tools.simhand.losses: nt_xent weighted_nt_xent pose_weights undo_view
+pose_tools.simhand.views: make_view
+pose_tools.simhand.mining: mine
+pose_tools.simhand.optim: LARS warmup_cosine
+pose_tools.simhand.evaluate: root_scale_aligned lift_25d
 """
 
 
@@ -118,7 +126,10 @@ def test_entry_points_import(line: str) -> None:
     assert [name for name in names.split() if not hasattr(found, name)] == []
 
 
-@pytest.mark.parametrize("script", ["answer", "evaluate", "finetune", "export", "make_synthetic", "bench", "doctor", "train_detector"])
+SCRIPTS = "answer evaluate finetune export make_synthetic bench doctor train_detector convert plan_memory"
+
+
+@pytest.mark.parametrize("script", SCRIPTS.split())
 def test_scripts_are_there(script: str) -> None:
     source = (ROOT / "scripts" / f"{script}.py").read_text(encoding="utf-8")
     assert '__name__ == "__main__"' in source

@@ -1,13 +1,19 @@
 """A pool of 2-D hand poses with videos, for measuring the mining of similar hands at any size.
 
 Poses vary around one open hand along 42 fixed directions whose standard deviations fall as `SPREAD` · i^−`DECAY` (i = 1 … 42): 14 of
-them hold 92 % of the variance. A video has a mean pose of its own (70 % of the deviation), around which its frames
+them hold 95 % of the variance. A video has a mean pose of its own (70 % of the deviation), around which its frames
 wander slowly (70 %, correlation `MEMORY` from frame to frame), so that most of a pose's neighbours are of its own video.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
+
+from data.synthetic.factors import SPLITS
+from pose_tools.files import atomic_path
 
 SPREAD, DECAY, MEMORY = 0.1, 0.9, 0.9
 VIDEOS = 2000
@@ -43,3 +49,20 @@ def keypoint_pool(count: int, *, seed: int = 0, videos: int = VIDEOS) -> tuple[n
         keypoints[start : start + length] = latent @ directions.T
     keypoints += mean_pose().ravel().astype(np.float32)
     return keypoints.reshape(-1, 21, 2), ids
+
+
+def write_keypoint_pool(folder: Path, split: str, seed: int, count: int) -> Iterator[int]:
+    """Writes `folder/keypoints-<split>.npz` (keypoints, video_ids; an index for scripts/mine_hands.py); yields how many poses are there.
+
+    A file that is there with as many poses and the same seed is kept.
+    """
+    path = folder / f"keypoints-{split}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as there:
+            if there["seed"] == seed and len(there["video_ids"]) == count:
+                yield count
+                return
+    keypoints, videos = keypoint_pool(count, seed=seed * len(SPLITS) + SPLITS.index(split), videos=min(VIDEOS, count))
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, keypoints=keypoints, video_ids=videos, seed=seed)
+    yield count

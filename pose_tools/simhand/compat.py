@@ -11,9 +11,19 @@ import torch
 from torch import Tensor
 
 from pose_tools.simhand.views import (
-    OUT, SIMHAND_STEPS, Parameters, blur, check_picture, color_jitter, complete, crop_region, draw_parameters, grey, rotation,
+    OUT,
+    SIMHAND_STEPS,
+    Parameters,
+    blur,
+    check_picture,
+    color_jitter,
+    complete,
+    crop_region,
+    draw_parameters,
+    grey,
+    rotation,
     view_geometry,
-)  # fmt: skip
+)
 
 
 def local_negatives(loss: Callable[..., Tensor], *rows: Tensor, replicas: int = 8) -> Tensor:

@@ -115,7 +115,7 @@ def _deconvolution(width: int) -> tuple[nn.Module, ...]:
 
 
 def dilated_depths(names: Iterable[str]) -> tuple[int, ...] | None:
-    """Depths of the net's own ResNet by a checkpoint's names; None where it has none. A number of blocks that is not published is no match."""
+    """Depths of the net's own ResNet by a checkpoint's names, those of the published net that is nearest; None where it has none."""
     found = [re.fullmatch(r"encoder\.block([123])\.(\d+)\..+", name) for name in names]
     blocks = [(int(match[1]), int(match[2]) + 1) for match in found if match]
     if not blocks:

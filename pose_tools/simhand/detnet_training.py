@@ -66,9 +66,9 @@ def detnet_losses(output: dict[str, Tensor], targets: dict[str, Tensor], weights
 
 
 def heat_map_accuracy(pred: Tensor, target: Tensor, threshold: float = 0.5) -> Tensor:
-    """Share (21,) of the maxima of heat maps (B, 21, 32, 32) nearer to the target's than `threshold` · 3.2 cells; NaN without valid samples.
+    """Share (21,) of the maxima of heat maps (B, 21, 32, 32) nearer to the target's than `threshold` · 3.2 cells.
 
-    Targets whose maximum has a coordinate below 1, or is 0, do not count.
+    NaN without valid samples. Targets whose maximum has a coordinate below 1, or is 0, do not count.
     """
     (p, _), (t, peak) = _maxima(pred), _maxima(target)
     valid = (t >= 1).all(-1) & (peak > 0)

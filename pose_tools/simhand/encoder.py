@@ -12,9 +12,24 @@ from pose_tools.simhand.checkpoint import CheckpointError, Source, check_fit, re
 from pose_tools.simhand.detnet import DetNet, dilated_depths
 from pose_tools.simhand.regression_25d import Regression25D
 
-__all__ = ["CheckpointError", "ContrastiveModel", "Encoder", "load_25d", "load_contrastive", "load_detnet", "load_encoder", "published_state_dict"]
+__all__ = [
+    "CheckpointError",
+    "ContrastiveModel",
+    "Encoder",
+    "load_25d",
+    "load_contrastive",
+    "load_detnet",
+    "load_encoder",
+    "published_state_dict",
+]
 
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
 
 
 class Encoder(nn.Module):

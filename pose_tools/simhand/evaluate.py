@@ -75,7 +75,9 @@ def peclr_view(bbox_xyxy: Any, size: tuple[int, int]) -> View:
     if not longer > 0:
         raise ValueError(f"peclr_view: the box {[x0, y0, x1, y1]} has no extent")
     scale, middle = 0.7 * PECLR_SIZE / longer, PECLR_SIZE / 2
-    return View(np.array([[scale, 0, middle - scale * (x0 + x1) / 2], [0, scale, middle - scale * (y0 + y1) / 2]]), size, (PECLR_SIZE, PECLR_SIZE))
+    return View(
+        np.array([[scale, 0, middle - scale * (x0 + x1) / 2], [0, scale, middle - scale * (y0 + y1) / 2]]), size, (PECLR_SIZE, PECLR_SIZE)
+    )
 
 
 def peclr_joints(kp3d: Tensor) -> Tensor:

@@ -13,8 +13,17 @@ from torch import Tensor
 
 from pose_tools.simhand.gather import gather_rows, reduce_number, world
 from pose_tools.simhand.pose_distance import (
-    Distance, Kind, WeightRule, check_joints, check_kind, one_basis, pair_distances, positive_distances, rule_for, statistics,
-)  # fmt: skip
+    Distance,
+    Kind,
+    WeightRule,
+    check_joints,
+    check_kind,
+    one_basis,
+    pair_distances,
+    positive_distances,
+    rule_for,
+    statistics,
+)
 from pose_tools.simhand.row_loss import row_loss
 from pose_tools.simhand.undo import undo_view
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from pose_tools.simhand.neighbours import BlockSearch, ListSearch, Search, exact_search
 from pose_tools.simhand.pose_space import Normalise, PoseSpace, chunks, fit_pose_space
@@ -100,7 +101,7 @@ def mine(
     image_ids: Any = None,
     method: Method = "exact",
     seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Any, Any]:
     """The k most similar hands of every hand: key points (N, 21, 2), crop coordinates with left hands mirrored, and video ids (N,) →
 
     (indices (N, k) int64, distances (N, k) float64), nearest first; ties by lower index. The distance is Euclidean in the first
@@ -109,7 +110,7 @@ def mine(
     missing key points, which nobody gets either; both are counted in the log.
 
     "exact" equals brute force; "ivf" looks into the nearest lists of a clustering (seeded) and logs its recall, measured on
-    2,000 anchors. `prepare` gives the same piece by piece.
+    2,000 anchors. `prepare` gives the same piece by piece. NumPy in, NumPy out; a torch tensor of key points gives torch tensors.
     """
     miner = prepare(keypoints, video_ids, k, dims=dims, normalise=normalise, exclude=exclude, image_ids=image_ids, method=method, seed=seed)
     indices, distances = np.full((miner.total, k), -1, np.int64), np.full((miner.total, k), np.inf)
@@ -120,6 +121,8 @@ def mine(
     alone = int((indices[:, 0] < 0).sum()) - (miner.total - len(miner.whole))
     if alone:
         logger.warning("%d of %d hands have no legal neighbour (exclude=%r)", alone, miner.total, exclude)
+    if isinstance(keypoints, torch.Tensor):
+        return torch.from_numpy(indices), torch.from_numpy(distances).to(keypoints.dtype)
     return indices, distances
 
 

@@ -1,7 +1,7 @@
 """Nearest neighbours among rows of other groups: exact by k-d tree or blocked matrix product, or in the nearest lists of a clustering.
 
 All searches give the same order: by distance (float64, of the float32 coordinates), then by row number. Rows of one group (a
-video, a picture, or a row of its own) are never each other's neighbours.
+video, a picture, or a row of its own) are never each other's neighbours. Rows must be sorted by group, and be asked for in rising order.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class TreeSearch:
         while len(left) and ask <= MOST_OVER_QUERY:
             there = rows[left]
             far, near = self.tree.query(self.points[there], k=min(ask, len(self.points)), workers=torch.get_num_threads())
+            far, near = far.reshape(len(there), -1), near.reshape(len(there), -1)  # one neighbour comes without its axis
             near = np.where(self.groups[np.minimum(near, len(self.points) - 1)] == self.groups[there][:, None], -1, near)
             found, away = rank(self.points, there, near, self.k)
             # the k-th must be strictly nearer than the farthest seen, or a tie may be waiting outside
@@ -105,17 +106,13 @@ class ListSearch:
 
     def search(self, rows: np.ndarray) -> Found:
         """`rows` must be one of `chunks`."""
-        among = np.sort(np.concatenate([self.lists[number] for number in self.near[int(rows[0])]]))
-        among = among[np.argsort(self.groups[among], kind="stable")]
+        among = np.sort(np.concatenate([self.lists[number] for number in self.near[int(rows[0])]]))  # rising rows: sorted groups
         columns, groups = _columns(self.points[among]), self.groups[among]
         parts = []
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
-            part = part[np.argsort(self.groups[part], kind="stable")]
             candidates, _ = candidate_columns(self.points[part], self.groups[part], columns, groups, self.k + SPARE)
-            found = rank(self.points, part, np.where(candidates < 0, -1, among[candidates]), self.k)
-            back = np.searchsorted(np.sort(part), part)  # to the order that was asked for: a list's rows rise
-            parts.append(tuple(_placed(values, back) for values in found))
+            parts.append(rank(self.points, part, np.where(candidates < 0, -1, among[candidates]), self.k))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
@@ -131,7 +128,9 @@ def exact_search(points: np.ndarray, groups: np.ndarray, k: int, sample: int = 2
         began = time.perf_counter()
         search.search(rows)
         seconds.append(time.perf_counter() - began)
-    logger.info("exact search of %d poses: tree %.2f ms, matrix product %.2f ms a pose", len(points), *(1e3 * s / len(rows) for s in seconds))
+    logger.info(
+        "exact search of %d poses: tree %.2f ms, matrix product %.2f ms a pose", len(points), *(1e3 * s / len(rows) for s in seconds)
+    )
     return tree if seconds[0] <= seconds[1] else block
 
 
@@ -232,9 +231,3 @@ def _columns(points: np.ndarray) -> Tensor:
     filled = np.zeros((points.shape[1] + 1, -(-len(points) // COLUMNS) * COLUMNS), np.float32)
     filled[:-1, : len(points)], filled[-1, : len(points)], filled[-1, len(points) :] = points.T, (points**2).sum(1), np.inf
     return torch.from_numpy(filled)
-
-
-def _placed(values: np.ndarray, place: np.ndarray) -> np.ndarray:
-    out = np.empty_like(values)
-    out[place] = values
-    return out

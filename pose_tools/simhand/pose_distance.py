@@ -28,7 +28,9 @@ def check_joints(joints_1: Tensor, joints_2: Tensor, distance: str) -> tuple[Ten
     for name, joints in (("joints_1", joints_1), ("joints_2", joints_2)):
         bad = (~torch.isfinite(joints[..., :2])).flatten(1).any(1).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"{name}: key points of samples {bad[:8]} are not finite; drop hands with missing points before the batch is made")
+            raise ValueError(
+                f"{name}: key points of samples {bad[:8]} are not finite; drop hands with missing points before the batch is made"
+            )
     return joints_1[..., :2].detach().float(), joints_2[..., :2].detach().float()
 
 

@@ -31,7 +31,13 @@ class Regression25D(nn.Module):
         self.encoder = encoder
         self.fc = nn.Linear(encoder.width, 3 * 21 + 1)
         self.root_refinement = nn.Sequential(
-            nn.Linear(64, 128), nn.BatchNorm1d(128), nn.LeakyReLU(), nn.Linear(128, 128), nn.BatchNorm1d(128), nn.LeakyReLU(), nn.Linear(128, 1)
+            nn.Linear(64, 128),
+            nn.BatchNorm1d(128),
+            nn.LeakyReLU(),
+            nn.Linear(128, 128),
+            nn.BatchNorm1d(128),
+            nn.LeakyReLU(),
+            nn.Linear(128, 1),
         )
         self.register_buffer("intrinsics", torch.tensor(DEFAULT_INTRINSICS), persistent=False)
 

@@ -41,8 +41,9 @@ class _RowLoss(torch.autograd.Function):
                 negative: Panel | None, temperature: float, block: int) -> Tensor:  # fmt: skip
         rows, columns = rows.detach(), columns.detach()
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        grad_rows = torch.empty_like(rows) if wanted else None
-        grad_columns = torch.zeros_like(columns) if wanted else None
+        # without a gradient to make, these stay empty
+        grad_rows = torch.empty_like(rows if wanted else rows[:0])
+        grad_columns = torch.zeros_like(columns if wanted else columns[:0])
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
         for start in range(0, len(rows), block):
             stop = min(start + block, len(rows))
@@ -64,7 +65,7 @@ class _RowLoss(torch.autograd.Function):
             slope.scatter_add_(1, to, -pull).div_(temperature * len(rows))
             torch.matmul(slope, columns, out=grad_rows[start:stop])
             grad_columns.addmm_(slope.T, panel)
-        ctx.save_for_backward(*([grad_rows, grad_columns] if wanted else []))
+        ctx.save_for_backward(grad_rows, grad_columns)
         return (total / len(rows)).to(rows.dtype)
 
     @staticmethod

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pose_tools.simhand.gather import gather_rows, world
 
-_Norm = nn.modules.batchnorm._BatchNorm
 
-
-class SyncedBatchNorm(_Norm):
+class SyncedBatchNorm(_BatchNorm):
     """`nn.BatchNorm1d/2d/3d` with statistics over all processes; same parameters and names. x (B, C, …)."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -52,7 +51,7 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
     if any(p.is_cuda for p in model.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, child in model.named_children():
-        if isinstance(child, _Norm) and not isinstance(child, SyncedBatchNorm):
+        if isinstance(child, _BatchNorm) and not isinstance(child, SyncedBatchNorm):
             synced = SyncedBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
             synced.weight, synced.bias = child.weight, child.bias
             synced.running_mean, synced.running_var = child.running_mean, child.running_var

@@ -71,9 +71,7 @@ def crop_region(
     return (x0, y0, x1, y1), (wanted[0] - x0, wanted[1] - y0)
 
 
-def view_geometry(
-    joints: np.ndarray, parameters: Mapping[str, Any], size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, Parameters]:
+def view_geometry(joints: np.ndarray, parameters: Mapping[str, Any], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, Parameters]:
     """Key points (21, 2) float32 in the view, matrix (3, 3) float64 from the picture to the view, parameters with jitter_x, jitter_y."""
     matrix = np.eye(3)
     if parameters.get("angle") is not None:
@@ -170,7 +168,9 @@ def normalise(view: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(((view.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1))
 
 
-def hand_crop(image: np.ndarray, bbox_xyxy: Any, *, side: Side = "right", scale: float = 1.3, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
+def hand_crop(
+    image: np.ndarray, bbox_xyxy: Any, *, side: Side = "right", scale: float = 1.3, size: int = 224
+) -> tuple[np.ndarray, np.ndarray]:
     """The square crop of a hand → (uint8 (size, size, 3), matrix (3, 3) float64 from the picture to the crop), left hands mirrored.
 
     The published rule: a box `scale` times as large, its longer side halved without remainder, around its centre; cut off at the

@@ -45,10 +45,15 @@ def test_written_is_read_back_in_the_published_form(tmp_path):
     assert (again.video_ids[rows] != again.video_ids).all()
 
 
-@given(box=st.lists(st.floats(-1e4, 1e4), min_size=4, max_size=4), point=st.floats(-2, 2, width=32), left=st.booleans(), name=st.text(min_size=1, max_size=20))
+@given(
+    box=st.lists(st.floats(-1e4, 1e4), min_size=4, max_size=4),
+    point=st.floats(-2, 2, width=32),
+    left=st.booleans(),
+    name=st.text(min_size=1, max_size=20),
+)
 def test_any_hand_round_trips(tmp_path_factory, box, point, left, name):
     path = tmp_path_factory.mktemp("a") / "a.json"
-    hands = HandAnnotations(["é\"\n" + name], [name], [name], np.array([box]), np.array([left]), np.full((1, 21, 3), point, np.float32))
+    hands = HandAnnotations(['é"\n' + name], [name], [name], np.array([box]), np.array([left]), np.full((1, 21, 3), point, np.float32))
     write_hand_annotations(path, hands)
     assert same(read_hand_annotations(path), hands)
 
@@ -101,7 +106,17 @@ def test_script_mines_resumes_and_draws(tmp_path, monkeypatch, capsys):
     for name in set(hands.file_names):
         (tmp_path / "frames" / name).parent.mkdir(parents=True, exist_ok=True)
         write_image(tmp_path / "frames" / name, np.random.default_rng(0).integers(0, 255, (100, 120, 3)).astype(np.uint8))
-    command = [str(tmp_path / "a.json"), "--out", str(tmp_path / "b.json"), "--k", "3", "--sheet", str(tmp_path / "s.jpg"), "--images", str(tmp_path / "frames")]
+    command = [
+        str(tmp_path / "a.json"),
+        "--out",
+        str(tmp_path / "b.json"),
+        "--k",
+        "3",
+        "--sheet",
+        str(tmp_path / "s.jpg"),
+        "--images",
+        str(tmp_path / "frames"),
+    ]
     assert mine_hands.main(command) == 0
     index, distance = mine(hands.right_hand_keypoints(), hands.video_ids, 3)
     assert read_hand_annotations(tmp_path / "b.json").positives == hands.with_positives(index, distance).positives
@@ -141,7 +156,12 @@ def test_script_refuses_with_one_line(tmp_path, capsys):
     np.savez(tmp_path / "bad.npz", keypoints=np.zeros((3, 21, 2)))
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
     np.savez(tmp_path / "twice.npz", keypoints=np.zeros((2, 21, 2)), video_ids=np.arange(2), hand_ids=np.array([1, 1]))
-    for name, message in (("bad.npz", "lacks video_ids"), ("cut.npz", "is it whole"), ("twice.npz", "different names"), ("absent.json", "cannot be read")):
+    for name, message in (
+        ("bad.npz", "lacks video_ids"),
+        ("cut.npz", "is it whole"),
+        ("twice.npz", "different names"),
+        ("absent.json", "cannot be read"),
+    ):
         assert mine_hands.main([str(tmp_path / name), "--out", str(tmp_path / "o.npz")]) == 1
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -12,8 +12,14 @@ from safetensors.torch import save_file
 from pose_tools import joints
 from pose_tools.simhand.checkpoint import CheckpointError
 from pose_tools.simhand.encoder import (
-    ContrastiveModel, Encoder, load_25d, load_contrastive, load_detnet, load_encoder, published_state_dict,
-)  # fmt: skip
+    ContrastiveModel,
+    Encoder,
+    load_25d,
+    load_contrastive,
+    load_detnet,
+    load_encoder,
+    published_state_dict,
+)
 from tests.pose_tools.simhand.networks import detnet, lightning, pixels, plain_resnet, regression, torchvision
 
 PICTURES = pixels(0, 2, 3, 64, 64)
@@ -41,7 +47,9 @@ def layouts():
     }
 
 
-@pytest.mark.parametrize("name", ["lightning", "released", "peclr", "fine-tuned", "data parallel", "features", "detection net", "without counters"])
+@pytest.mark.parametrize(
+    "name", ["lightning", "released", "peclr", "fine-tuned", "data parallel", "features", "detection net", "without counters"]
+)
 def test_every_layout_gives_the_same_encoder(name, expected):
     encoder = load_encoder(layouts()[name])
     with torch.no_grad():
@@ -90,8 +98,12 @@ def test_a_lightning_file_full_of_foreign_classes_is_read_and_runs_nothing(tmp_p
     foreign.spring.__module__, foreign.spring.__qualname__ = "foreign_package", "spring"
     sys.modules["foreign_package"] = foreign
     try:
-        content = {"state_dict": {"conv1.weight": torch.ones(2)}, "hyper_parameters": foreign.EasyDict(lr=1, nested=foreign.EasyDict(a=2)),
-                   "loops": foreign.Trap(), "order": collections.OrderedDict(a=1)}  # fmt: skip
+        content = {
+            "state_dict": {"conv1.weight": torch.ones(2)},
+            "hyper_parameters": foreign.EasyDict(lr=1, nested=foreign.EasyDict(a=2)),
+            "loops": foreign.Trap(),
+            "order": collections.OrderedDict(a=1),
+        }
         torch.save(content, tmp_path / "a.ckpt")
     finally:
         del sys.modules["foreign_package"]
@@ -127,7 +139,13 @@ def test_detection_net(own):
         found = model(pictures)
         single = model(pictures[1:])
     assert {name: tuple(value.shape[1:]) for name, value in found.items()} == {
-        "h_map": (21, 32, 32), "d_map": (21, 3, 32, 32), "l_map": (21, 3, 32, 32), "uv": (21, 2), "delta": (21, 3), "xyz": (21, 3)}  # fmt: skip
+        "h_map": (21, 32, 32),
+        "d_map": (21, 3, 32, 32),
+        "l_map": (21, 3, 32, 32),
+        "uv": (21, 2),
+        "delta": (21, 3),
+        "xyz": (21, 3),
+    }
     torch.testing.assert_close(found["l_map"][1:], single["l_map"], rtol=1e-4, atol=1e-5)
     for b, j in ((0, 0), (1, 20)):
         row, column = found["uv"][b, j]

@@ -75,7 +75,9 @@ def test_blocked_equals_dense(n, block, seed, kind, distance, apply_to):
 def test_blocked_gradient_is_the_numerical_one():
     z1, z2, *joints = pairs(4, dims=6)
     positive, negative = pose_weights(*joints)
-    torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5, positive, negative, block=3), (z1.double().requires_grad_(), z2.double().requires_grad_()))
+    torch.autograd.gradcheck(
+        lambda a, b: nt_xent(a, b, 0.5, positive, negative, block=3), (z1.double().requires_grad_(), z2.double().requires_grad_())
+    )
 
 
 def test_plain_is_weights_of_one():

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,7 +51,11 @@ def test_every_search_equals_brute_force(count, videos, k, seed, grid):
         points = np.round(points).astype(np.float32)
     groups = np.sort(rng.integers(0, videos, count))
     expected = brute_force(points, groups, np.arange(count), k)
-    for search in (BlockSearch(points, groups, k), TreeSearch(points, groups, k), ListSearch(points, groups, k, lists=min(4, count), probes=4)):
+    for search in (
+        BlockSearch(points, groups, k),
+        TreeSearch(points, groups, k),
+        ListSearch(points, groups, k, lists=min(4, count), probes=4),
+    ):
         found = [np.empty_like(part) for part in expected]
         for rows in search.chunks:
             for whole, part in zip(found, search.search(rows), strict=True):
@@ -99,6 +104,8 @@ def test_order_of_the_pool_does_not_matter():
     moved, away = mine(keypoints[order], videos[order], 3)
     np.testing.assert_allclose(away, distance[order], rtol=1e-5)
     assert (order[moved] == index[order]).mean() > 0.99
+    tensors = mine(torch.from_numpy(keypoints), torch.from_numpy(videos), 3)
+    assert torch.equal(tensors[0], torch.from_numpy(index)) and tensors[1].dtype == torch.float32
 
 
 def test_normalisation():
@@ -145,8 +152,13 @@ def test_streamed_pca_is_the_whole_pools():
 
 def test_bad_arguments_are_named():
     keypoints, videos = pool(10, 2)
-    for bad, message in (({"exclude": "frame"}, "exclude must be"), ({"exclude": "image"}, "needs image_ids"), ({"method": "hnsw"}, "method must be"),
-                         ({"dims": 43}, "dims must be"), ({"normalise": "palm"}, "normalise must be")):  # fmt: skip
+    for bad, message in (
+        ({"exclude": "frame"}, "exclude must be"),
+        ({"exclude": "image"}, "needs image_ids"),
+        ({"method": "hnsw"}, "method must be"),
+        ({"dims": 43}, "dims must be"),
+        ({"normalise": "palm"}, "normalise must be"),
+    ):
         with pytest.raises(ValueError, match=message):
             mine(keypoints, videos, 1, **bad)
     with pytest.raises(ValueError, match=r"video_ids must be \(10,\)"):

@@ -19,7 +19,9 @@ DRAWN = ("angle", "jitter", "jitter_x", "jitter_y", "crop_margin", "h", "s", "a"
 
 def make(function, case, **changes):
     joints = np.concatenate([ARRAYS[case["key"] + "_joints_in"], np.zeros((21, 1), np.float32)], axis=1)
-    return function(ARRAYS["image"], joints, **({"seed": case["py_random_seed"], "steps": [s for s, on in case["flags"].items() if on]} | changes))
+    return function(
+        ARRAYS["image"], joints, **({"seed": case["py_random_seed"], "steps": [s for s, on in case["flags"].items() if on]} | changes)
+    )
 
 
 @pytest.mark.parametrize("key", CASES)

@@ -1,4 +1,4 @@
-"""One contrastive step on this process's share of the pairs, as a program: `two_ranks.py RANK WORLD FOLDER`; saves loss, gradients, buffers."""
+"""One contrastive step on this process's share of the pairs: `two_ranks.py RANK WORLD FOLDER` saves loss, gradients, buffers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from pose_tools.simhand.losses import nt_xent, weighted_nt_xent
 from pose_tools.simhand.sync_batch_norm import synchronise_batch_norm
 
 PAIRS = 12
-FORMS = {"plain": None, "linear": ("linear", "mpjpe", "pos_neg"), "non_linear": ("non_linear", "w_abs", "neg"), "pca": ("linear", "pca", "pos")}
+FORMS = {
+    "plain": None,
+    "linear": ("linear", "mpjpe", "pos_neg"),
+    "non_linear": ("non_linear", "w_abs", "neg"),
+    "pca": ("linear", "pca", "pos"),
+}
 
 
 def data() -> tuple[Tensor, Tensor]:
