@@ -67,12 +67,16 @@ def validate_messages(messages: Sequence[dict[str, Any]], where: str = "conversa
         raise SampleError(f"{where}: no messages")
     for number, message in enumerate(messages):
         place = f"{where}, message {number}"
+        if not isinstance(message, dict):
+            raise SampleError(f"{place}: a message is {{'role': ..., 'content': [parts]}}, got {type(message).__name__}")
         role = message.get("role")
         if role not in ROLES:
             raise SampleError(f"{place}: role is {role!r}, expected one of {', '.join(ROLES)}")
         content = message.get("content")
         if not isinstance(content, list):
-            raise SampleError(f"{place}: content is {type(content).__name__}, expected a list of parts such as {{'type': 'text', 'text': ...}}")
+            raise SampleError(
+                f"{place}: content is {type(content).__name__}, expected a list of parts such as {{'type': 'text', 'text': ...}}"
+            )
         allowed = ANYWHERE + PARTS_OF.get(role, ())
         for part in content:
             _validate_part(part, allowed, f"{place} ({role})")
@@ -84,8 +88,15 @@ def _validate_part(part: Any, allowed: tuple[str, ...], place: str) -> None:
         raise SampleError(f"{place}: part of type {kind!r}, expected one of {', '.join(allowed)}")
     if kind == "text" and not isinstance(part.get("text"), str):
         raise SampleError(f"{place}: a text part needs a string under 'text', got {type(part.get('text')).__name__}")
+    if kind == "image" and part.get("image") is None:
+        raise SampleError(f"{place}: an image part needs a path, a PIL image or an array under 'image', got the keys {', '.join(part)}")
+    if kind == "pose" and not isinstance(part.get("encoder"), str):
+        raise SampleError(f"{place}: a pose part needs its encoder's name under 'encoder', got {part.get('encoder')!r}")
     if kind == "box":
-        box = np.asarray(part.get("bbox_xyxy", ()), dtype=float)
+        try:
+            box = np.asarray(part.get("bbox_xyxy", ()), dtype=float)
+        except (TypeError, ValueError):
+            box = np.zeros(0)
         if box.shape != (4,) or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
             raise SampleError(f"{place}: bbox_xyxy is {part.get('bbox_xyxy')!r}, expected four finite numbers with x1 <= x2 and y1 <= y2")
     if kind == "tool_call" and not (isinstance(part.get("name"), str) and isinstance(part.get("arguments"), dict)):
