@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.vlm.vlm4hoi_tiny import FIXTURES, fill
 from torch import nn
 
+from tests.vlm.vlm4hoi_tiny import FIXTURES, fill
 from vlm.compat import handsonvlm_position_code
 from vlm.trajectory import CVAEHead, MLPHead, hand_states, joined_hands
 from vlm.vision import slow_fast
@@ -115,7 +115,10 @@ def test_loss_of_a_batch_is_that_of_its_parts(head: nn.Module):
     states, target, drawn = torch.randn(5, 2, 3, 6), torch.rand(5, 2, 3, 2), torch.randn(5, 2, 3, 4)
     valid = torch.rand(5, 2, 3) > 0.4
     whole = head.loss(states, target, valid, drawn)["total"]
-    parts = [head.loss(states[rows], target[rows], valid[rows], drawn[rows], num_items_in_batch=valid.sum())["total"] for rows in ([0, 3], [1, 2, 4])]
+    parts = [
+        head.loss(states[rows], target[rows], valid[rows], drawn[rows], num_items_in_batch=valid.sum())["total"]
+        for rows in ([0, 3], [1, 2, 4])
+    ]
     torch.testing.assert_close(sum(parts), whole)
 
 
