@@ -14,7 +14,9 @@ import json
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,40 @@ def read_hoi_qa(path: str | Path, *, frames: str | Path | None = None, max_missi
         yield from convert(key, row, frame, where)
     if missing:
         logger.warning("%s: %d of %d records left out because their frames are not under %s", path.name, missing, total, root)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a HOI-QA file holds: `records`, `questions` by tag ("refer", "identify", …; "untagged"), `videos`, pictures, and the
+    `missing` ones' paths as the file names them."""
+
+    records: int
+    questions: dict[str, int]
+    videos: int
+    pictures: int
+    missing: tuple[str, ...]
+
+
+def summarise(path: str | Path, *, frames: str | Path | None = None) -> Summary:
+    """Counts of one HOI-QA json file and a report of missing frames; pictures are looked for, not opened. `frames` as in `read_hoi_qa`.
+
+    A box of a referral test file counts as its two questions. Raises HOIQAError as `read_hoi_qa` does, but not for missing frames.
+    """
+    path = Path(path)
+    root = (Path(frames) if frames is not None else path.resolve().parent.parent).resolve()
+    convert, rows = _kind_of(path, read_json(path))
+    questions: Counter[str] = Counter()
+    pictures: set[Path] = set()
+    for key, row in rows:
+        pictures.add(_frame(root, row, f"{path.name}, record {key!r}"))
+        if convert is _referral:
+            questions.update(("refer", "identify"))
+            continue
+        asked = [turn["value"] for turn in row["conversations"][::2]] if convert is _conversation else [row["question"]]
+        tags = (_TAG.match(question.replace("<image>", "").strip()) for question in asked)
+        questions.update(tag.group(1) if tag else "untagged" for tag in tags)
+    missing = tuple(sorted(str(picture.relative_to(root)) for picture in pictures if not picture.is_file()))
+    return Summary(len(rows), dict(questions), len({picture.parent for picture in pictures}), len(pictures), missing)
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.hoi_qa import HOIQAError, read_hoi_qa
+from data.hoi_qa import HOIQAError, read_hoi_qa, summarise
 from data.hoi_qa_generate import conversations, pairs, read_ego4d, read_visor, split_of
 
 
@@ -101,6 +101,22 @@ def test_the_reader_reads_what_is_generated(tmp_path, content, read, size):
     boxes = {s.messages[0]["content"][1]["text"]: s.targets["boxes"] for s in samples}
     assert len(boxes["[refer] Where can the right hand be seen?"]) == 1
     assert {r["type"] for r in conversations(frame, ("Q1", "Q6"))} == {"Q1", "Q6"}
+
+
+def test_counts_and_missing_frames_are_reported(tmp_path):
+    frame = frame_of(tmp_path, visor("k", "k"))
+    records = conversations(frame)
+    (tmp_path / "train.json").write_text(json.dumps(records))
+    found = summarise(tmp_path / "train.json", frames=tmp_path)
+    assert (found.records, found.videos, found.pictures) == (len(records), 1, 1)
+    tags = [question.split("]")[0].removeprefix("[") for _, question, _ in pairs(frame)]
+    assert found.questions == {tag: tags.count(tag) for tag in tags}
+    assert found.missing == (frame.image_path,)
+    (tmp_path / frame.image_path).parent.mkdir(parents=True)
+    (tmp_path / frame.image_path).touch()
+    assert summarise(tmp_path / "train.json", frames=tmp_path).missing == ()
+    (tmp_path / "test.json").write_text(json.dumps({"k": {"image_path": frame.image_path, "noun": "pan", "bbox": [0, 0, 1, 1]}}))
+    assert summarise(tmp_path / "test.json", frames=tmp_path).questions == {"refer": 1, "identify": 1}
 
 
 def test_a_video_is_in_one_split():
