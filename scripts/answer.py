@@ -9,7 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vlm.commands.answer import main
-
 from vlm.commands.console import run
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vlm.commands.demo_questions import main
-
 from vlm.commands.console import run
+from vlm.commands.demo_questions import main
 
 if __name__ == "__main__":
     sys.exit(run(main))
