@@ -15,6 +15,8 @@ from vlm import HandVLM, HandVLMProcessor
 from vlm.checkpoints import eva, vlm4hoi
 from vlm.checkpoints.reading import read_checkpoint
 from vlm.model import CheckpointError
+from vlm.settings import load
+from vlm.training_settings import FinetuneSettings
 from vlm.vision import merge_patches, patch_features, resize_positions
 
 CONFIG = {"lora_alpha": tiny.ALPHA, "num_attention_heads": 4, "pad_token_id": 3}
@@ -292,3 +294,10 @@ def test_a_file_is_read_without_running_it(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "none.pth")
     assert "never be printed" not in capsys.readouterr().out
+
+
+def test_the_published_recipe_is_a_valid_setting(root, tmp_path):
+    settings = load(FinetuneSettings, root / "scripts/configs/vlm4hoi_7b.yaml", [f"model={tmp_path}"])
+    assert (settings.lora.rank, settings.lora.alpha, settings.lora.targets) == (64, 16, ["q_proj", "v_proj"])
+    assert settings.optimizer.final_factor < 1 and settings.optimizer.warmup_steps < settings.steps
+    assert settings.parts.language_model.mode == "lora" and settings.parts.vision_tower.mode == "freeze"
