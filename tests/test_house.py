@@ -116,6 +116,10 @@ pose_tools.simhand.views: make_view
 pose_tools.simhand.mining: mine
 pose_tools.simhand.optim: LARS warmup_cosine
 pose_tools.simhand.evaluate: root_scale_aligned lift_25d
+pose_tools.egohmr: load_stage1 load_stage2
+pose_tools.egohmr.diffusion: Schedule
+pose_tools.egohmr.scene: crop_stage1 crop_stage2
+pose_tools.egohmr.evaluate: metrics
 """
 
 
