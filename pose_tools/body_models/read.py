@@ -95,8 +95,8 @@ class _Reader(pickle.Unpickler):
         if module.split(".")[0] == "chumpy" and "." not in name:
             return type(name, (_Chumpy,), {})
         raise UnsafePickleError(
-            f"the file asks for {module}.{name}, which no MANO or SMPL file holds; nothing was run. "
-            "Get the file again from the model's own site"
+            f"the file asks for {module}.{name}, which no file of numbers holds; nothing was run. "
+            "Get the file again from its own site"
         )
 
 
@@ -104,7 +104,7 @@ def _scan(data: bytes) -> None:
     """Walks through the file's instructions without carrying them out: all there, none that reaches outside, no memory bombs."""
     for op, argument, _ in pickletools.genops(data):
         if op.name in ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "BYTEARRAY8"):
-            raise UnsafePickleError(f"the file uses {op.name}, which no MANO or SMPL file does")
+            raise UnsafePickleError(f"the file uses {op.name}, which no file of numbers does")
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and not (isinstance(argument, int) and 0 <= argument <= len(data)):
             raise ValueError(f"it numbers an object {argument}")  # the unpickler would make a table of that length
 
@@ -120,17 +120,26 @@ def read_body_pickle(path: str | Path) -> dict[str, Any]:
             f"{path}: no such file. MANO and SMPL are licensed: get them from mano.is.tue.mpg.de or smpl.is.tue.mpg.de, "
             "or leave the path out to use the stand-in"
         )
+    return {str(name): value for name, value in read_plain_pickle(path, "MANO or SMPL pickle").items()}
+
+
+def read_plain_pickle(path: str | Path, what: str) -> dict[Any, Any]:
+    """The contents of a pickled dict of arrays, numbers and texts, in which nothing is ever run; `what` names it in errors.
+
+    Raises UnsafePickleError when the file asks for any code, or ValueError for a damaged file.
+    """
+    path = Path(path)
     try:
         data = path.read_bytes()
         _scan(data)
         content = _Reader(io.BytesIO(data), encoding="latin1").load()
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected a dict of arrays")
-        return {str(name): _plain(value, str(name)) for name, value in content.items()}
+        return {name: _plain(value, str(name)) for name, value in content.items()}
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file makes pickle and NumPy raise nearly anything
-        raise ValueError(f"{path}: not a readable MANO or SMPL pickle, or damaged: {error}") from error
+        raise ValueError(f"{path}: not a readable {what}, or damaged: {error}") from error
 
 
 def _plain(value: Any, name: str, depth: int = 0) -> Any:
@@ -149,6 +158,8 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
         return _selection(value, name, depth)
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(part, name, depth + 1) for part in value)
+    if isinstance(value, dict):
+        return {key: _plain(part, f"{name}.{key}", depth + 1) for key, part in value.items()}
     if value is None or isinstance(value, (str, bytes, bool, int, float)):
         return value
     raise ValueError(f"{name}: holds a {type(value).__name__}, expected an array or a text")

@@ -1,0 +1,150 @@
+"""EPIC-KITCHENS: frame numbers, labels and questions as published, and what broken files say."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.epic_kitchens import (
+    EpicError,
+    clip_frames,
+    frame_path,
+    observed_frames,
+    read_actions,
+    read_label,
+    read_questions,
+    trajectory_label,
+)  # fmt: skip
+from pose_tools.body_models.read import UnsafePickleError
+
+
+def label(**paths: np.ndarray) -> dict:
+    return {"frame_indices": [1, 2], "homography": [np.eye(3)], "contact": 20, "obj_trajs": {}, "affordance": None,
+            "hand_trajs": {side: {"traj": traj} for side, traj in paths.items()}}  # fmt: skip
+
+
+def path_from(x: float) -> np.ndarray:
+    return np.stack([x + np.arange(21.0), 128 - np.arange(21.0)], -1)
+
+
+def test_float32_rounding_of_the_published_loader():
+    assert observed_frames(123456)[0] == 123260  # 123261 in exact arithmetic
+    assert observed_frames(61) == [1] * 10
+    with pytest.raises(EpicError, match="nothing to observe"):
+        observed_frames(60)
+
+
+@given(st.integers(61, 400_000))
+def test_frame_numbers_are_exact_or_one_lower(start: int):
+    exact = [max(start - 61 + 15 * (i - 9), 0) + 1 for i in range(10)]
+    assert all(e - ours in (0, 1) for e, ours in zip(exact, observed_frames(start), strict=True))
+
+
+def test_other_rates_and_numbers_of_frames():
+    assert observed_frames(1001, 50, count=4) == [913, 926, 938, 951]
+
+
+def test_a_label_in_fractions_left_before_right():
+    found = trajectory_label(label(RIGHT=path_from(300), LEFT=path_from(100)))
+    for hand, x in enumerate((100, 300)):
+        np.testing.assert_allclose(found["future_hands"][hand], path_from(x)[::5] / (456, 256), rtol=1e-6)
+    assert found["future_hands"].dtype == np.float32 and found["future_valid"].all() and found["step_valid"].all()
+
+
+def test_a_missing_hand_and_steps_off_the_picture():
+    found = trajectory_label(label(RIGHT=path_from(445)))
+    assert found["future_valid"].tolist() == [False, True]
+    np.testing.assert_array_equal(found["future_hands"][0], np.tile(np.float32([0.25, 1.5]), (5, 1)))
+    assert found["step_valid"].tolist() == [[False] * 5, [True, True, True, False, False]]
+    none = trajectory_label(label())
+    np.testing.assert_array_equal(none["future_hands"][1], np.tile(np.float32([0.75, 1.5]), (5, 1)))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_a_label_file_says_what_its_content_says(tmp_path: Path, protocol: int, dtype: str):
+    content = label(LEFT=path_from(9).astype(dtype))
+    (tmp_path / "label_3.pkl").write_bytes(pickle.dumps(content, protocol))
+    for name, value in trajectory_label(tmp_path / "label_3.pkl").items():
+        np.testing.assert_array_equal(value, trajectory_label(content)[name])
+    np.testing.assert_array_equal(read_label(tmp_path / "label_3.pkl")["homography"][0], np.eye(3))
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def test_a_label_with_code_in_it_is_refused_unrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("label_0.pkl").write_bytes(pickle.dumps(label() | {"affordance": Code()}))
+    with pytest.raises(UnsafePickleError, match="system"):
+        trajectory_label("label_0.pkl")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("broken", [b"", b"\x80\x04", pickle.dumps([1]), pickle.dumps(label(LEFT=path_from(1)))[:-30]])
+def test_a_damaged_label_names_its_file(tmp_path: Path, broken: bytes):
+    (tmp_path / "label_0.pkl").write_bytes(broken)
+    with pytest.raises(EpicError, match="label_0.pkl"):
+        trajectory_label(tmp_path / "label_0.pkl")
+
+
+@pytest.mark.parametrize("spoilt", [np.full((21, 2), np.nan), np.zeros((20, 2)), np.zeros((21, 2), complex), None])
+def test_points_that_are_none(spoilt):
+    with pytest.raises(EpicError, match="LEFT"):
+        trajectory_label(label(LEFT=spoilt))
+    with pytest.raises(EpicError, match="hand_trajs"):
+        trajectory_label({})
+
+
+def annotations(folder: Path, start: str = "211") -> Path:
+    file = folder / "EPIC_100_train.csv"
+    file.write_text(
+        "narration_id,participant_id,video_id,start_frame,stop_frame,narration,verb,noun\n"
+        f'a,P01,P01_01,{start},300,"open, slowly",open,door\nb,P01,P01_101,500,600,take cup,take,cup\n'
+    )
+    return file
+
+
+def test_actions_and_their_frames(tmp_path: Path):
+    first, second = read_actions(annotations(tmp_path), first_uid=7)
+    assert (first.uid, second.uid, first.narration, second.video_id) == (7, 8, "open, slowly", "P01_101")
+    for number in observed_frames(first.start_frame):
+        path = tmp_path / frame_path("P01", "P01_01", number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert [path.name for path in clip_frames(first, tmp_path)] == [f"frame_{n:010d}.jpg" for n in observed_frames(211)]
+    path.unlink()
+    with pytest.raises(EpicError, match="1 of 10 observed frames are missing"):
+        clip_frames(first, tmp_path)
+
+
+def test_broken_annotations(tmp_path: Path):
+    with pytest.raises(EpicError, match="row 1.*whole numbers"):
+        read_actions(annotations(tmp_path, start="soon"))
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(EpicError, match="no columns participant_id"):
+        read_actions(tmp_path / "other.csv")
+    with pytest.raises(EpicError, match="no such file"):
+        read_actions(tmp_path / "gone.csv")
+    with pytest.raises(EpicError, match="no name"):
+        frame_path("..", "P01_01", 1)
+
+
+def test_questions_are_what_stands_between_quotes(tmp_path: Path):
+    key, other = frame_path("P01", "P01_01", 5), frame_path("P01", "P01_01", 9)
+    file = tmp_path / "ek100_questions.json"
+    file.write_text(json.dumps({key: '1. "Where to?"\n2. "And now?"', other: "Where to?"}))
+    assert read_questions(file) == {key: ["Where to?", "And now?"]}
+    for content, said in (('{"../x": "\\"a\\""}', "leaves"), ("[1]", "expected a json object"), ("{", "not whole json")):
+        file.write_text(content)
+        with pytest.raises(EpicError, match=said):
+            read_questions(file)
