@@ -75,7 +75,7 @@ def read_visor(path: str | Path) -> Iterator[Frame]:
                 objects.append((noun, box))
                 continue
             touched = row.get("in_contact_object")
-            held = things[touched][:2] if touched in things else NOTHING if touched == "hand-not-in-contact" else None
+            held: Any = things[touched][:2] if touched in things else NOTHING if touched == "hand-not-in-contact" else None
             hands.append(Hand(side, box, held))
         image_path = f"EPIC_Kitchens/frames/{video}/frame_{int(frame[1]):010d}.jpg"
         yield Frame(image_path, video, NOMINAL_FRAMES["EPIC-KITCHENS"], _sorted(hands), tuple(objects))

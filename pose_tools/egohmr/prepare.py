@@ -60,7 +60,7 @@ def prepare_scene(
     if scene is None:
         raise SceneError("a scanned scene is needed: points (N, 3) in metres in the camera's frame, e.g. of the depth picture")
     cloud = crop_stage1(scene, np.eye(4), np.eye(4), target=target)
-    pixels = (view.warp(image).astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    pixels = (view.warp(image).astype(np.float32) / 255 - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
     batch = {
         "img": pixels.transpose(2, 0, 1), "orig_keypoints_2d": points, "scene_pcd_verts_full": cloud, "image_size": (width, height),
         "fx": focal / FOCAL_UNIT, "cam_cx": principal[0], "cam_cy": principal[1], "box_center": (box[:2] + box[2:]) / 2,

@@ -183,7 +183,7 @@ def _tower_shapes(tower: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ..
     yield "embeddings.class_embedding", (width,)
     yield "embeddings.patch_embedding.weight", (width, tower["num_channels"], patch, patch)
     yield "embeddings.position_embedding.weight", ((tower["image_size"] // patch) ** 2 + 1, width)
-    layers = {f"self_attn.{side}_proj": (width, width) for side in ("k", "v", "q", "out")}
+    layers: Shapes = {f"self_attn.{side}_proj": (width, width) for side in ("k", "v", "q", "out")}
     layers |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner), "layer_norm1": (width,), "layer_norm2": (width,)}
     modules: Shapes = {"pre_layrnorm": (width,), "post_layernorm": (width,)}
     modules |= {f"encoder.layers.{layer}.{name}": shape for layer in range(tower["num_hidden_layers"]) for name, shape in layers.items()}

@@ -70,7 +70,7 @@ class VLM4HOIConfig:
         if isinstance(config, PreTrainedConfig):
             given = {name: getattr(config, name) for name in known if hasattr(config, name)}
         else:
-            given = {_OTHER_NAMES.get(name, name): value for name, value in dict(config).items()}
+            given = {str(_OTHER_NAMES.get(name, name)): value for name, value in dict(config).items()}
             if unknown := sorted(set(given) - set(known)):
                 raise ValueError(f"vlm4hoi config: unknown {', '.join(unknown)}; known are {', '.join(known)}")
         if isinstance(given.get("dtype"), str):

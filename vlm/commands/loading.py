@@ -16,7 +16,7 @@ WRITTEN_BESIDE = {
 """Keys of config.json that transformers writes into any model's."""
 
 
-def load_model(folder: str | Path, *, device: str = "cpu", load_in: str | None = None) -> tuple[Any, Any]:
+def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) -> tuple[Any, Any]:
     """The model and processor of a folder, ready to answer; `load_in` is "8bit", "4bit" or None.
 
     Raises CommandError for a folder that is not a model's, a config that is not understood, or a device that is not there.
@@ -67,7 +67,7 @@ def _check_keys(file: Path) -> None:
             raise CommandError(f"{file}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; remove it"))
 
 
-def _quantised(folder: Path, load_in: str, device: str) -> dict[str, Any]:
+def _quantised(folder: Path, load_in: Any, device: str) -> dict[str, Any]:
     """Arguments of from_pretrained for 8- or 4-bit weights of the language model; eyes, projectors and head stay as they are."""
     try:
         import bitsandbytes  # noqa: F401
