@@ -108,7 +108,7 @@ def drawn(image: np.ndarray, answers: Sequence[Answer], truth: Sequence[Box] = (
     """A copy of a picture, RGB uint8 (H, W, 3), with the answer's boxes in colour and those of the truth dashed in white; a small
     picture is enlarged. An answer without a box is written at the top."""
     canvas = Canvas(image)
-    canvas.boxes(truth, colours=[(255, 255, 255)] * len(truth), dashed=True)
+    canvas.boxes([Box(box.bbox_xyxy) for box in truth], colours=[(255, 255, 255)] * len(truth), dashed=True)
     canvas.boxes([answer.box for answer in answers if isinstance(answer, BoxAnswer)])
     for answer in answers:
         if not isinstance(answer, BoxAnswer):

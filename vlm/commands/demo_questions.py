@@ -12,6 +12,7 @@ import numpy as np
 
 from pose_tools.image_io import read_image, write_image
 from pose_tools.metrics import box_iou
+from pose_tools.render import contact_sheet
 from pose_tools.types import Box
 from vlm.agent import Turn
 from vlm.answers import BoxAnswer, NoneAnswer, ToolCallAnswer
@@ -43,24 +44,32 @@ def main(arguments: Sequence[str]) -> int:
     if not list_file.is_file():
         raise CommandError(f"{list_file} is missing: the demo's pictures come with the repository; run `make run` in a clone of it")
     model, processor = load_model(options.model)
+    pictures, captions = [], []
     for question in json.loads(list_file.read_text(encoding="utf-8")):
         image = read_image(options.pictures / question["image"])
         start = time.perf_counter()
         turn = ask(model, processor, image, question["ask"], offer=None if question["tool"] else ())
         seconds = time.perf_counter() - start
         truth = [Box(tuple(one["bbox_xyxy"]), one["label"]) for one in question["truth"]]
-        path = options.out / f"{question['name']}.png"
-        write_image(path, drawn(image, turn.answers, truth))
+        answer, true = "; ".join(map(describe, turn.answers)), "; ".join(describe(BoxAnswer(box)) for box in truth) or "there is none"
         print(f"{question['ask']}    ({question['image']}, {seconds:.1f} s)")
         for step in turn.trace:
             if step.call is not None:
                 print(f"  tool    {step.call.name}({arguments_text(step.call)}) → {step.text}")
-        print(f"  answer  {'; '.join(map(describe, turn.answers))}")
-        print(f"  truth   {'; '.join(describe(BoxAnswer(box)) for box in truth) or 'there is none'}")
-        print(f"  error   {error_text(turn, truth)}")
-        print(f"  drawn   {path}  (answer coloured, truth white)\n")
-    print(NEXT.format(python=".venv/bin/python", card=options.model / "README.md"))
+        print(f"  answer  {answer}\n  truth   {true}\n  error   {error_text(turn, truth)}\n")
+        pictures.append(drawn(image, turn.answers, truth))
+        captions.append(f"{question['ask']}\n{error_text(turn, truth)}")
+        write_image(options.out / f"{question['name']}.png", pictures[-1])
+    write_image(options.out / "overview.png", contact_sheet(pictures, captions, columns=2, cell=480))
+    print(f"Pictures of the answers (coloured) beside the truth (white, dashed): {options.out / 'overview.png'}\n")
+    print(NEXT.format(python=".venv/bin/python", card=from_here(options.model / "README.md")))
     return 0
+
+
+def from_here(path: Path) -> Path:
+    """The path as short as it can be typed in the present folder."""
+    path, here = path.absolute(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def arguments_text(call: ToolCallAnswer) -> str:
