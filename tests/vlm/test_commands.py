@@ -207,7 +207,7 @@ def test_evaluate_writes_its_table_into_the_card_and_goes_on_where_it_stopped(
     assert score(model, folder, tmp_path / "out", "--card", card, "--train", folder) == 0
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.strip() in card.read_text() and card.read_text().startswith("# Card\n")
-    for words in ("pixels only", "no image", "centre box", "mean box of train"):
+    for words in ("pixels only", "no image", "centre box", "train average"):
         assert words in table
     assert (tmp_path / "out" / "sheet_pixels_only.png").is_file()
     predictions = tmp_path / "out" / "predictions" / "pixels_only.jsonl"

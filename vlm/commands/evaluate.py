@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
     referral = tasks.add_parser("referral", help="where are the hands, and what do they hold")
     common(referral)
-    referral.add_argument("--train", type=Path, help="the training scenes, for the baseline 'mean box of train'")
+    referral.add_argument("--train", type=Path, help="the training scenes, for the baseline 'train average'")
     referral.add_argument("--none-share", type=float, default=0.25, help="share of questions whose answer is 'none' (default 0.25)")
     referral.add_argument("--conditions", nargs="+", help="only these, by name, such as 'as shipped' 'pixels only'")
     referral.add_argument("--sheet", type=int, default=24, help="pictures on each sheet of answers beside the truth; 0 draws none")

@@ -67,7 +67,7 @@ def baseline_replies(questions: Sequence[Question], tokens: Tokens | None, prior
     if tokens is not None:
         found["detector alone"] = baselines.answer_all(questions, lambda q: baselines.detector_alone(tokens(image_of(q)), q.kind))
     if prior is not None:
-        found["mean box of train"] = baselines.answer_all(questions, lambda q: prior(size(q), q.kind))
+        found["train average"] = baselines.answer_all(questions, lambda q: prior(size(q), q.kind))
     found["centre box"] = baselines.answer_all(questions, lambda q: baselines.centre_box(size(q), q.kind))
     return found
 
@@ -140,7 +140,8 @@ def report(questions: Sequence[Question], replies: Mapping[str, Replies], out: P
             '`box @0.5`: of the questions with a box as truth, IoU ≥ 0.5 (both hands: every box, with its label); "none" there is a miss. '
             '`all right`: of all questions, "none" included. `wrong side`: IoU ≥ 0.5 with the other hand and < 0.5 with the asked one, of '
             "the questions about one hand where both are seen. What cannot be parsed is wrong. "
-            "Brackets: 95 % interval over pictures (or videos).",
+            "Brackets: 95 % interval over pictures (or videos). `train average`: the mean box of the kind in training scenes, or its most "
+            "frequent words. A row short of questions with the answer \"none\" is filled up with others.",
         ]
     )
     write_text(out / "table.md", text + "\n")
