@@ -38,9 +38,19 @@ def test_the_examples_of_contributing_run(title: str) -> None:
     exec(compile("\n".join(blocks), f"CONTRIBUTING.md, {title}", "exec"), {"__name__": "example"})
 
 
-def test_files_that_the_pages_name_are_there() -> None:
-    for page in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        names = re.findall(r"`((?:scripts|vlm|data|pose_tools|tests|demos)/[\w./-]+?)/?`", text)
-        missing = [name for name in names if not (ROOT / name).exists()]
-        assert not missing, f"{page} names {missing}"
+def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    for block in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        exec(compile(block, "README.md", "exec"), {"__name__": "example"})
+    assert re.search(r"\[\d+, \d+, \d+, \d+\]", capsys.readouterr().out), "the example's answer should be a box"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_files_and_targets_that_a_page_names_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    names = set(re.findall(r"(?<![\w/.])((?:scripts|vlm|data|pose_tools|tests|demos|docs)/[\w./-]*\w)", text))
+    missing = sorted(name for name in names if not (ROOT / name).exists())
+    assert names and not missing, f"{page} names {missing}"
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE))
+    assert named <= targets, f"{page} names {named - targets}"
