@@ -1,7 +1,7 @@
 """Errors and scores, one definition each. The unit of a result is the unit of what went in.
 
 Every function takes NumPy arrays, lists or torch tensors; tensors in, tensors out (same type and device). Errors of poses are
-per sample: the joints are averaged, leading dimensions stay. `clustered_interval` and `paired_difference` are in statistics.py.
+per sample: the joints are averaged, leading dimensions stay. Intervals and paired comparisons are in statistics.py.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pose_tools.statistics import Interval, PairedDifference, clustered_interval, paired_difference
+from pose_tools.statistics import Interval, PairedDifference, Ratio, clustered_interval, paired_difference, ratio_of_means
 
 __all__ = [
     "Interval",
     "PairedDifference",
+    "Ratio",
     "auc",
     "box_iou",
     "clustered_interval",
@@ -28,6 +29,7 @@ __all__ = [
     "pa_mpjpe",
     "paired_difference",
     "procrustes",
+    "ratio_of_means",
     "trajectory_errors",
 ]
 
@@ -184,8 +186,9 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None,
 
     Per hand over its valid steps: ADE the mean distance, FDE the distance at the last step T (only hands valid there), WDE
     the mean weighted by t / T. Then the mean over hands, of the samples' mean (`ade`, `fde`, `wde`) and of the best of the
-    S samples (`min_ade` …). Also `ade_left`, `ade_right`, …; `hands` (how many counted) and `per_hand`, a dict of (N, 2)
-    arrays, NaN where a hand doesn't count. `missing` is the distance that a prediction of NaN costs; without it NaN is an error.
+    S samples (`min_ade` …). Also `ade_left`, `ade_right`, …; `hands` (how many counted); `per_hand`, a dict of (N, 2)
+    arrays, NaN where a hand doesn't count; `per_step` (N, 2, T), the samples' mean distance, NaN where a step isn't valid.
+    `missing` is the distance that a prediction of NaN costs; without it NaN is an error.
 
     `compat="handsonvlm"` returns what its evaluation printed (`valid` (N, 2) or (N, 2, T)): see `_handsonvlm_errors`.
     """
@@ -219,7 +222,8 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None,
         result[name] = _nanmean(values)
         if not name.startswith("min_"):
             result |= {f"{name}_{side}": _nanmean(values[:, hand]) for hand, side in enumerate(("left", "right"))}
-    return result | {"hands": int(valid.any(-1).sum()), "per_hand": per_hand}
+    per_step = np.where(valid, distances.mean(1), np.nan)
+    return result | {"hands": int(valid.any(-1).sum()), "per_hand": per_hand, "per_step": per_step}
 
 
 def _handsonvlm_errors(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> dict[str, float]:

@@ -33,6 +33,14 @@ class PairedDifference(NamedTuple):
     p_value: float
 
 
+class Ratio(NamedTuple):
+    """Mean of a divided by mean of b, with its interval; bounds are NaN where there is nothing to resample or to divide by."""
+
+    ratio: float
+    low: float
+    high: float
+
+
 def clustered_interval(values: Any, clusters: Sequence[Any], level: float = 0.95, seed: int = 0, resamples: int = 2000) -> Interval:
     """Interval of the mean of `values` (n,) by the percentile bootstrap over clusters; the same seed gives the same bounds.
 
@@ -77,6 +85,25 @@ def paired_difference(
             hits += int((np.abs(signs @ sums) >= reach).sum())
         p_value = (hits + 1) / (resamples + 1)
     return PairedDifference(float((a - b).mean()), low, high, p_value)
+
+
+def ratio_of_means(a: Any, b: Any, clusters: Sequence[Any], level: float = 0.95, seed: int = 0, resamples: int = 2000) -> Ratio:
+    """How many times `b` is `a`, in the mean, on the same questions: mean of `a` (n,) over mean of `b` (n,).
+
+    The interval is the percentile bootstrap over clusters, both means of one resample from the same clusters. Where the mean of
+    `b` is zero the ratio is infinite, or NaN when both are.
+    """
+    a, b = _numbers(a, "a"), _numbers(b, "b")
+    if a.shape != b.shape:
+        raise ValueError(f"paired values must come in pairs, got {len(a)} and {len(b)}")
+    (above, _), (below, _) = _per_cluster(a, clusters), _per_cluster(b, clusters)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = float(above.sum() / below.sum())
+        if len(above) < 2 or below.sum() == 0:
+            return Ratio(ratio, float("nan"), float("nan"))
+        drawn = np.concatenate([(w @ above) / (w @ below) for w in _weights(np.random.default_rng(seed), len(above), resamples)])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Ratio(ratio, float(low), float(high))
 
 
 def _numbers(values: Any, name: str = "values") -> np.ndarray:

@@ -147,6 +147,9 @@ def test_trajectory_errors_invariances():
     assert swapped["ade_left"] == result["ade_right"] and swapped["wde_right"] == result["wde_left"]
     perfect = metrics.trajectory_errors(gt[:, None], gt, valid)
     assert perfect["ade"] == perfect["fde"] == perfect["wde"] == 0
+    steps = result["per_step"]
+    assert np.array_equal(np.isfinite(steps), valid)
+    assert np.nanmean(np.nanmean(steps, -1)) == pytest.approx(result["ade"]) and np.nanmean(steps[..., -1]) == pytest.approx(result["fde"])
     nothing = metrics.trajectory_errors(pred, gt, np.zeros_like(valid))
     assert np.isnan(nothing["ade"]) and nothing["hands"] == 0
 

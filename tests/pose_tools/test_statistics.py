@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pose_tools.statistics import clustered_interval, paired_difference
+from pose_tools.statistics import clustered_interval, paired_difference, ratio_of_means
 
 
 def test_same_seed_same_bounds_and_order_does_not_matter_within_the_noise():
@@ -87,3 +87,22 @@ def test_errors_say_what_was_got():
         paired_difference([1, 2], [1], ["a", "b"])
     with pytest.raises(ValueError, match="level"):
         clustered_interval([1, 2], ["a", "b"], level=95)
+
+
+def test_a_ratio_is_that_of_the_means_and_scales_with_its_numerator():
+    rng = np.random.default_rng(3)
+    b, clusters = rng.uniform(1, 3, 300), rng.integers(0, 40, 300)
+    a = 0.5 * b + rng.normal(0, 0.3, 300)
+    found = ratio_of_means(a, b, clusters)
+    assert found.ratio == pytest.approx(a.mean() / b.mean()) and found.low < found.ratio < found.high
+    assert ratio_of_means(4 * a, b, clusters) == pytest.approx([4 * value for value in found])
+    # Errors that rise and fall together tell more about their ratio than each about its mean.
+    assert ratio_of_means(2 * b, b, clusters) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_a_ratio_to_nothing_has_no_bounds():
+    assert ratio_of_means([1.0, 2.0], [0.0, 0.0], "ab").ratio == np.inf
+    assert np.isnan(ratio_of_means([1.0, 2.0], [0.0, 0.0], "ab")[1:]).all()
+    assert np.isnan(ratio_of_means([1.0, 2.0], [1.0, 1.0], "aa")[1:]).all()
+    with pytest.raises(ValueError, match="in pairs"):
+        ratio_of_means([1.0], [1.0, 2.0], "ab")
