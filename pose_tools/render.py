@@ -165,6 +165,7 @@ class Canvas:
         samples: np.ndarray | None = None,
         colour: Colour | None = None,
         label: str | None = None,
+        dashed: bool = False,
     ) -> Canvas:
         """A path of one hand, growing from its start (ring) to its end (arrow).
 
@@ -188,9 +189,9 @@ class Canvas:
         if spread is not None:
             radius = np.asarray(spread, float) * self._stretch.mean()
             self._layer(lambda: self._band(points[valid], radius[valid], colour), 0.32)
-        kept = points[valid]
-        self._path(kept, _DARK, self.line * 2.2)
-        self._path(kept, colour, self.line * 1.2)
+        kept, dash = points[valid], 4.5 * self.line if dashed else 0.0
+        self._path(kept, _DARK, self.line * 2.2, dash)
+        self._path(kept, colour, self.line * 1.2, dash)
         for i, point in enumerate(kept[1:-1], start=1):
             self._disc(point, self.line * (1.1 + 0.8 * i / len(kept)), _DARK)
             self._disc(point, self.line * (1.1 + 0.8 * i / len(kept)) - 1, _mix(colour, (255, 255, 255), 0.35))

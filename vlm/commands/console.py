@@ -39,12 +39,14 @@ def user_errors() -> tuple[type[BaseException], ...]:
     from data.sample import SampleError
     from pose_tools.image_io import ImageError
     from pose_tools.tool_protocol import ToolError
+    from pose_tools.video import VideoError
     from vlm.evaluation.records import RecordsError
+    from vlm.medium import MediumError
     from vlm.model import CheckpointError
     from vlm.quantization import QuantizationError
     from vlm.settings import SettingsError
 
     return (
         CommandError, DatasetError, HOIQAError, SampleError, ImageError, ToolError, RecordsError, CheckpointError, SettingsError,
-        QuantizationError, OSError,
+        QuantizationError, VideoError, MediumError, OSError,
     )  # fmt: skip

@@ -16,9 +16,10 @@ from pose_tools.render import contact_sheet
 from pose_tools.types import Box
 from vlm.agent import Turn
 from vlm.answers import BoxAnswer, NoneAnswer, ToolCallAnswer
-from vlm.commands.answer import ask, describe, drawn
+from vlm.commands.answer import ask
 from vlm.commands.console import ASSETS, DEFAULT_MODEL, CommandError
 from vlm.commands.loading import load_model
+from vlm.show import describe, drawn
 
 NEXT = """\
 Next:
