@@ -81,10 +81,12 @@ def draw_layer(part: Part, focal: float, size: tuple[int, int], light: Light) ->
     return Layer(part, x1, y1, mask, drawn.depth, np.asarray(drawn.colour)) if mask.any() else None
 
 
-def lay_together(layers: list[Layer], size: tuple[int, int]) -> np.ndarray:
-    """(height, width) int16, supersampled: the number of the nearest layer, −1 where there is none."""
+def lay_together(layers: list[Layer], size: tuple[int, int], behind: np.ndarray | None = None) -> np.ndarray:
+    """(height, width) int16, supersampled: the number of the nearest layer, −1 where there is none.
+
+    `behind`: supersampled depth (height, width) float32 of what is already drawn there, which the layers must be nearer than."""
     owner = np.full((size[1] * SUPERSAMPLE, size[0] * SUPERSAMPLE), -1, dtype=np.int16)
-    depth = np.full(owner.shape, np.inf, dtype=np.float32)
+    depth = np.full(owner.shape, np.inf, dtype=np.float32) if behind is None else behind.copy()
     for number, layer in enumerate(layers):
         (rows, cols), (from_rows, from_cols) = _overlap(layer, owner.shape)
         there, mine = depth[rows, cols], layer.depth[from_rows, from_cols]
@@ -110,12 +112,17 @@ def id_mask(layers: list[Layer], owner: np.ndarray) -> np.ndarray:
 
 def paint(layers: list[Layer], owner: np.ndarray, behind: np.ndarray) -> np.ndarray:
     """The picture (height, width, 3) float32 RGB 0..1: the nearest layers over `behind` (height, width, 3)."""
-    canvas = cv2.resize(behind, owner.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    canvas = paint_over(layers, owner, cv2.resize(behind, owner.shape[::-1], interpolation=cv2.INTER_LINEAR))
+    return cv2.resize(canvas, behind.shape[1::-1], interpolation=cv2.INTER_AREA)
+
+
+def paint_over(layers: list[Layer], owner: np.ndarray, canvas: np.ndarray) -> np.ndarray:
+    """`canvas` (height, width, 3), supersampled, with the nearest layers painted on it; changed in place."""
     for number, layer in enumerate(layers):
         (rows, cols), (from_rows, from_cols) = _overlap(layer, owner.shape)
         mine = owner[rows, cols] == number
         canvas[rows, cols][mine] = layer.rgb[from_rows, from_cols][mine]
-    return cv2.resize(canvas, behind.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return canvas
 
 
 def cast_shadows(
@@ -139,25 +146,52 @@ def cast_shadows(
     return behind * (1 - strength * cover)[..., None]
 
 
+@dataclass(frozen=True)
+class Lens:
+    """What a camera makes of a picture: blur (a kernel of motion, or the sigma of a soft lens), gain with tint (3,), gamma, vignette, noise."""
+
+    kernel: np.ndarray | None
+    sigma: float
+    gain: np.ndarray
+    gamma: float
+    vignette: float
+    noise: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Lens:
+        """A lens; a seventh of them was moved during the exposure."""
+        kernel, sigma = None, 0.0
+        if rng.random() < 0.15:
+            length, angle = int(rng.integers(3, 7)), rng.uniform(0, np.pi)
+            kernel = np.zeros((length, length), dtype=np.float32)
+            middle, reach = (length - 1) / 2, np.array([np.cos(angle), np.sin(angle)]) * length / 2
+            start, end = ([int(round(v)) for v in middle + s * reach] for s in (-1, 1))
+            cv2.line(kernel, start, end, (1.0,))
+            kernel = kernel / kernel.sum()
+        elif rng.random() < 0.6:
+            sigma = rng.uniform(0.3, 0.95)
+        gain = rng.uniform(0.82, 1.15) * (1 + rng.uniform(-0.05, 0.05, 3))
+        gamma = rng.uniform(0.85, 1.18)
+        vignette = rng.uniform(0.1, 0.3) if rng.random() < 0.3 else 0.0
+        return cls(kernel, sigma, gain, gamma, vignette, rng.uniform(0.002, 0.028) if rng.random() < 0.8 else 0.0)
+
+    def see(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The picture (H, W, 3) float 0..1 as uint8; only the noise is drawn."""
+        if self.kernel is not None:
+            picture = cv2.filter2D(picture, -1, self.kernel, borderType=cv2.BORDER_REPLICATE)
+        elif self.sigma:
+            picture = cv2.GaussianBlur(picture, (0, 0), self.sigma)
+        picture = np.clip(picture * self.gain.astype(np.float32), 0, 1) ** np.float32(self.gamma)
+        if self.vignette:
+            down, across = (np.linspace(-1, 1, n, dtype=np.float32) ** 2 for n in picture.shape[:2])
+            picture = picture * (1 - self.vignette * (down[:, None] + across[None, :]) / 2)[..., None]
+        picture = picture + self.noise * rng.standard_normal(picture.shape, dtype=np.float32)
+        return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
 def look(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a camera makes of a picture (H, W, 3) float 0..1: lens blur or motion, vignette, gain, tint, gamma, noise; uint8."""
-    if rng.random() < 0.15:
-        length, angle = int(rng.integers(3, 7)), rng.uniform(0, np.pi)
-        kernel = np.zeros((length, length), dtype=np.float32)
-        middle, reach = (length - 1) / 2, np.array([np.cos(angle), np.sin(angle)]) * length / 2
-        start, end = ([int(round(v)) for v in middle + s * reach] for s in (-1, 1))
-        cv2.line(kernel, start, end, (1.0,))
-        picture = cv2.filter2D(picture, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
-    elif rng.random() < 0.6:
-        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 0.95))
-    gain = rng.uniform(0.82, 1.15) * (1 + rng.uniform(-0.05, 0.05, 3))
-    picture = np.clip(picture * gain.astype(np.float32), 0, 1) ** np.float32(rng.uniform(0.85, 1.18))
-    if rng.random() < 0.3:
-        down, across = (np.linspace(-1, 1, n, dtype=np.float32) ** 2 for n in picture.shape[:2])
-        picture = picture * (1 - rng.uniform(0.1, 0.3) * (down[:, None] + across[None, :]) / 2)[..., None]
-    sigma = rng.uniform(0.002, 0.028) if rng.random() < 0.8 else 0.0
-    picture = picture + sigma * rng.standard_normal(picture.shape, dtype=np.float32)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    """A picture (H, W, 3) float 0..1 through a lens of its own; uint8."""
+    return Lens.draw(rng).see(picture, rng)
 
 
 def renumbered(layer: Layer, id: int) -> Layer:

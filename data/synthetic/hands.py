@@ -77,12 +77,20 @@ def pose_hand(
     side: Side, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, transl: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(vertices (778, 3), joints (21, 3) FreiHAND order)` of one hand, metres, from axis-angle parameters of that side."""
+    vertices, joints = pose_hands(side, *(np.asarray(a)[None] for a in (global_orient, hand_pose, betas, transl)))
+    return vertices[0], joints[0]
+
+
+def pose_hands(
+    side: Side, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, transl: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(vertices (N, 778, 3), joints (N, 21, 3))` of N hands of one side in one pass: parameters (N, 3), (N, 45), (N, 10), (N, 3)."""
     import torch
 
-    arrays = [torch.from_numpy(np.asarray(a, dtype=np.float32))[None] for a in (global_orient, hand_pose, betas, transl)]
+    arrays = [torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (global_orient, hand_pose, betas, transl)]
     with torch.no_grad():
         output = mano(side)(*arrays)
-    return output.vertices[0].numpy().astype(float), output.joints[0].numpy().astype(float)
+    return output.vertices.numpy().astype(float), output.joints.numpy().astype(float)
 
 
 @lru_cache(maxsize=2)

@@ -64,6 +64,24 @@ class Person:
 
 
 @dataclass(frozen=True)
+class Forearm:
+    """What a forearm is like: the elbow's `depth` in depths of the wrist, its `girth` in widths of the wrist, whether the glove covers
+    it, and by how much a sleeve stands off, in half widths of the wrist."""
+
+    depth: float
+    girth: float
+    gloved: bool
+    sleeve: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, person: Person, side: Side) -> Forearm:
+        """A forearm of the person; two fifths of the gloves are long."""
+        depth, girth = rng.uniform(0.72, 1.02), rng.uniform(1.2, 1.55)
+        gloved = side in person.gloves and rng.random() < 0.4
+        return cls(depth, girth, gloved, rng.uniform(0.08, 0.3) if person.sleeves is not None else 0.0)
+
+
+@dataclass(frozen=True)
 class Posed:
     """A hand turned and bent, not yet moved: `vertices` (778, 3), `joints` (21, 3), `axes` (3, 3) columns F, N, T, MANO parameters."""
 
@@ -96,6 +114,9 @@ class PlacedHand:
     mano: dict[str, list[float]]
     glove: bool
     parts: tuple[draw.Part, ...]
+    forearm: Forearm
+    entry: np.ndarray
+    """Where the forearm comes in, (2,) pixels."""
     held: int | None = None
     touches: bool = False
 
@@ -173,14 +194,16 @@ def place(rng: np.random.Generator, frame: Frame, person: Person, posed: Posed, 
     """A posed hand moved by `transl` (3,) metres, dressed and with a forearm to `entry` (2,) pixels."""
     transl = transl.round(6)
     vertices, joints = posed.vertices + transl, posed.joints + transl
-    parts, glove = _dress(rng, frame, person, posed.side, vertices, joints, posed.axes, entry)
-    return PlacedHand(posed.side, vertices, joints, posed.axes, {**posed.mano, "transl": transl.tolist()}, glove, parts)
+    arm = Forearm.draw(rng, person, posed.side)
+    parts = dress(frame, person, posed.side, arm, vertices, joints, posed.axes, entry)
+    mano = {**posed.mano, "transl": transl.tolist()}
+    return PlacedHand(posed.side, vertices, joints, posed.axes, mano, posed.side in person.gloves, parts, arm, entry)
 
 
-def _dress(
-    rng: np.random.Generator, frame: Frame, person: Person, side: Side, vertices, joints, axes, entry
-) -> tuple[tuple[draw.Part, ...], bool]:
-    """The hand's and the forearm's surfaces in skin or glove, bare or sleeved; and whether there is a glove."""
+def dress(
+    frame: Frame, person: Person, side: Side, arm: Forearm, vertices: np.ndarray, joints: np.ndarray, axes: np.ndarray, entry: np.ndarray
+) -> tuple[draw.Part, ...]:
+    """The surfaces of a hand (778, 3) and of its forearm to `entry` (2,) pixels, in skin or glove, bare or sleeved."""
     glove = side in person.gloves
     rgb = person.gloves[side] if glove else person.skin
     normals, faces = vertex_normals(vertices, hands.mano_faces(side)), hands.mano_faces(side)
@@ -192,14 +215,14 @@ def _dress(
     ring = vertices[wrist_ring(side)]
     start = ring.mean(0)
     across, thick = (float(np.abs((ring - start) @ axes[:, k]).max()) for k in (2, 1))
-    elbow = frame.ray(entry) * max(0.12, joints[0, 2] * rng.uniform(0.72, 1.02))
-    points, arm_normals, arm_faces = hands.forearm(start, elbow, axes[:, 1], (across, across * rng.uniform(1.2, 1.55)), thick / across)
-    arm = np.tile(rgb if glove and rng.random() < 0.4 else person.skin, (len(points), 1))
+    elbow = frame.ray(entry) * max(0.12, joints[0, 2] * arm.depth)
+    points, arm_normals, arm_faces = hands.forearm(start, elbow, axes[:, 1], (across, across * arm.girth), thick / across)
+    cloth = np.tile(rgb if arm.gloved else person.skin, (len(points), 1))
     if person.sleeves is not None:
         covered = np.linalg.norm(points - start, axis=1) > person.cuff * np.linalg.norm(elbow - start)
-        arm[covered] = person.sleeves
-        points[covered] += arm_normals[covered] * across * rng.uniform(0.08, 0.3)
-    return (hand, draw.Part(FOREARM_IDS[side], points, arm_normals, arm_faces, arm, whole=False)), glove
+        cloth[covered] = person.sleeves
+        points[covered] += arm_normals[covered] * across * arm.sleeve
+    return hand, draw.Part(FOREARM_IDS[side], points, arm_normals, arm_faces, cloth, whole=False)
 
 
 @lru_cache(maxsize=2)
