@@ -4,9 +4,11 @@
 
     {"type": "text", "text": str}
     {"type": "image", "image": path | PIL image | RGB uint8 (H, W, 3)}
+    {"type": "video", "video": [frame, ...], "times": [seconds, ...]?}          frames like pictures, of one size, in order; may repeat
     {"type": "pose", "encoder": str, "tokens": (n, d) float array | None}      None: the specialist found nothing
     {"type": "box", "bbox_xyxy": [x1, y1, x2, y2], "label": str?}               answers only, original pixels of image 0
     {"type": "none"}                                                            answers only: there is no such thing
+    {"type": "trajectory", "points": (2, T, 2), "valid": (2, T) bool?}          answers only: hands left, right; pixels of the clip's last frame
     {"type": "tool_call", "name": str, "arguments": dict}                       answers only
 
 A geometric part that was read from a file as text may carry `"verbatim": str, "dialect": str`: a renderer of the same
@@ -90,6 +92,10 @@ def _validate_part(part: Any, allowed: tuple[str, ...], place: str) -> None:
         raise SampleError(f"{place}: a text part needs a string under 'text', got {type(part.get('text')).__name__}")
     if kind == "image" and part.get("image") is None:
         raise SampleError(f"{place}: an image part needs a path, a PIL image or an array under 'image', got the keys {', '.join(part)}")
+    if kind == "video":
+        _validate_video(part, place)
+    if kind == "trajectory":
+        _validate_trajectory(part, place)
     if kind == "pose" and not isinstance(part.get("encoder"), str):
         raise SampleError(f"{place}: a pose part needs its encoder's name under 'encoder', got {part.get('encoder')!r}")
     if kind == "box":
@@ -101,6 +107,29 @@ def _validate_part(part: Any, allowed: tuple[str, ...], place: str) -> None:
             raise SampleError(f"{place}: bbox_xyxy is {part.get('bbox_xyxy')!r}, expected four finite numbers with x1 <= x2 and y1 <= y2")
     if kind == "tool_call" and not (isinstance(part.get("name"), str) and isinstance(part.get("arguments"), dict)):
         raise SampleError(f"{place}: a tool_call part needs 'name' (str) and 'arguments' (dict), got {part!r}")
+
+
+def _validate_video(part: dict[str, Any], place: str) -> None:
+    frames = part.get("video")
+    if not isinstance(frames, (list, tuple)) or not frames:
+        got = f"{len(frames)} frames" if isinstance(frames, (list, tuple)) else type(frames).__name__
+        raise SampleError(f"{place}: a video part needs a list of frames under 'video', got {got}; pose_tools.video reads files")
+    if part.get("times") is not None and len(part["times"]) != len(frames):
+        raise SampleError(f"{place}: a video part of {len(frames)} frames has {len(part['times'])} times")
+
+
+def _validate_trajectory(part: dict[str, Any], place: str) -> None:
+    try:
+        points = np.asarray(part.get("points", ()), dtype=float)
+        valid = np.ones(points.shape[:2], bool) if part.get("valid") is None else np.asarray(part["valid"], dtype=bool)
+    except (TypeError, ValueError):
+        points, valid = np.zeros(0), np.zeros(0, bool)
+    if points.ndim != 3 or points.shape[0] != 2 or points.shape[1] < 1 or points.shape[2] != 2 or valid.shape != points.shape[:2]:
+        raise SampleError(
+            f"{place}: a trajectory needs points (2, T, 2), hands left, right, and valid (2, T), got {points.shape} and {valid.shape}"
+        )
+    if not np.isfinite(points[valid]).all():
+        raise SampleError(f"{place}: a valid step of the trajectory is not a finite point; mark it as not valid, or leave the sample out")
 
 
 def text(value: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pose_tools.tool_arguments import quote
 from pose_tools.tool_protocol import ToolError, ToolResult
 from pose_tools.types import Media
 from pose_tools.views import View
-from vlm.answers import CALL_CLOSE, CALL_OPEN, Answer, TextAnswer, ToolCallAnswer, Unparsed, parse
+from vlm.answers import CALL_CLOSE, CALL_OPEN, Answer, Paths, TextAnswer, ToolCallAnswer, TrajectoryAnswer, Unparsed, parse
 from vlm.templates import STOP_STRINGS
 
 Messages = list[dict[str, Any]]
@@ -115,14 +115,15 @@ class Agent:
         messages, trace, calls_left = list(messages), [], self.max_calls
         while True:
             start = time.perf_counter()
-            written, views, trajectories = yield from self._write(messages, stream)
+            written, views, paths = yield from self._write(messages, stream)
             trace.append(Step("model", written, time.perf_counter() - start))
-            answers: list[Answer] = parse(written, views[0] if views else None, self.processor.dialect, trajectories)
+            answers: list[Answer] = parse(written, views[0] if views else None, self.processor.dialect, paths)
             asked = _calls(answers) if self.tools else []
             if not asked or calls_left < len(asked):
                 if asked:
                     answers = [Unparsed(written, f"asked for more than {self.max_calls} tool calls in one turn")]
-                return Turn(answers, written, trace, [*messages, assistant(written)])
+                said = assistant(*_as_parts(answers, written)) if any(isinstance(a, TrajectoryAnswer) for a in answers) else assistant(written)
+                return Turn(answers, written, trace, [*messages, said])
             if media is None:
                 media = self._pictures(messages)
             messages.append(assistant(*_as_parts(answers, written)))
@@ -157,13 +158,20 @@ class Agent:
         return [{"type": "pose", "encoder": name, "tokens": result.tokens[name]} for name in known]
 
     def _pictures(self, messages: Messages) -> Media:
-        from vlm.processor import as_rgb
+        from vlm.pixels import as_rgb
 
         parts = [part for message in messages for part in message["content"]]
-        return Media(images=tuple(as_rgb(part["image"]) for part in parts if part["type"] == "image"))
+        clips = [part["video"] for part in parts if part["type"] == "video"]
+        times = next((part.get("times") for part in parts if part["type"] == "video"), None)
+        rate = (len(times) - 1) / (times[-1] - times[0]) if times is not None and len(times) > 1 and times[-1] > times[0] else None
+        return Media(
+            images=tuple(as_rgb(part["image"]) for part in parts if part["type"] == "image"),
+            frames=tuple(map(as_rgb, clips[-1])) if clips else (),
+            fps=rate,
+        )
 
-    def _write(self, messages: Messages, stream: bool) -> Generator[str, None, tuple[str, list[View], Any]]:
-        """Lets the model write once; gives its text, the views of the pictures and the trajectories, if it has any."""
+    def _write(self, messages: Messages, stream: bool) -> Generator[str, None, tuple[str, list[View], Paths | None]]:
+        """Lets the model write once; gives its text, the views of the pictures, and the paths if the model has a head for them."""
         batch = self.processor(messages, tools=self.schemas or None)
         views = batch["views"][0]
         batch = batch.to(self.model.device)
@@ -171,8 +179,7 @@ class Agent:
         written = self.processor.decode_answers(output, batch)[0]
         for stop in STOP_STRINGS.get(self.processor.template, ()):
             written = written.removesuffix(stop).rstrip()
-        trajectories = getattr(output, "trajectories", None)
-        return written, views, None if trajectories is None else trajectories[0, 0].float().cpu().numpy()
+        return written, views, Paths.of(output, steps=self.processor.trajectory_steps)
 
     def _streamed(self, batch: Any) -> Generator[str, None, Any]:
         """Generates in a thread of its own and yields the text as it comes, up to a tool call; stops when nobody reads on."""
@@ -233,13 +240,15 @@ def _calls(answers: Sequence[Answer]) -> list[ToolCallAnswer | Unparsed]:
 
 
 def _as_parts(answers: Sequence[Answer], written: str) -> list[dict[str, Any]]:
-    """The assistant's turn as typed parts where it holds calls and words only, else as it was written."""
+    """The assistant's turn as typed parts where it holds calls, words and paths only, else as it was written."""
     parts: list[dict[str, Any]] = []
     for answer in answers:
         if isinstance(answer, ToolCallAnswer):
             parts.append({"type": "tool_call", "name": answer.name, "arguments": answer.arguments})
         elif isinstance(answer, TextAnswer):
             parts.append(text(answer.text))
+        elif isinstance(answer, TrajectoryAnswer):
+            parts.append({"type": "trajectory", "points": answer.points})
         else:
             return [text(written)]
     return parts

@@ -67,9 +67,15 @@ class ToolCallAnswer:
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryAnswer:
-    """Where the hands go: `points` (2, T, 2) pixels of the original (last observed) frame, hands left, right."""
+    """Where the hands go: `points` (2, T, 2) pixels of the original (last observed) frame, hands left, right.
+
+    `spread` (2, T) pixels, one standard deviation (the root mean square of both axes), or None where the model does not tell;
+    `presence` (2, T), the probability that there is such a hand, or None.
+    """
 
     points: np.ndarray
+    spread: np.ndarray | None = None
+    presence: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -157,13 +163,35 @@ def _between(text: str, before: dict[str, Any] | None, part: dict[str, Any], pie
     return " " if apart else ""
 
 
-def parse(text: str, view: View | None, dialect: str, trajectories: np.ndarray | None = None) -> list[Answer]:
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """What a path head gave for an answer: `points` (2, T, 2) and `spread` (2, T, 2) in units of the grid, `presence` (2, T); NaN rows at
+    the end where it wrote fewer path tokens. `steps`: tokens that make one path; another number of them is no answer."""
+
+    points: np.ndarray
+    spread: np.ndarray | None = None
+    presence: np.ndarray | None = None
+    steps: int | None = None
+
+    @classmethod
+    def of(cls, output: Any, row: int = 0, future: int = 0, steps: int | None = None) -> Paths | None:
+        """Those of one row and future of `model.generate`'s output; None without a path head."""
+        if getattr(output, "trajectories", None) is None:
+            return None
+        found = (getattr(output, name)[row, future] for name in ("trajectories", "trajectory_spread", "trajectory_presence"))
+        points, spread, presence = (value.float().cpu().numpy() for value in found)
+        return cls(points, None if np.isnan(spread).all() else spread, presence, steps)
+
+
+def parse(text: str, view: View | None, dialect: str, trajectories: np.ndarray | Paths | None = None) -> list[Answer]:
     """The answers in a model's text, in order, at least one. No text makes it raise.
 
     `view`: the View of the picture that the numbers are about; boxes are clipped to the picture. `trajectories`: (2, T, 2) fractions of
-    the grid's sides, hands left, right, one step per `<hand_traj>` of the text. Raises ValueError for an unknown dialect.
+    the grid's sides, hands left, right, one step per `<hand_traj>` of the text, or with all that the head says, Paths. Raises
+    ValueError for an unknown dialect.
     """
-    reader = _Reader(view, _known(dialect), trajectories)
+    paths = Paths(np.asarray(trajectories, dtype=float)) if trajectories is not None and not isinstance(trajectories, Paths) else trajectories
+    reader = _Reader(view, _known(dialect), paths)
     if _NOTHING.fullmatch(text):
         return [NoneAnswer()]
     answers: list[Answer] = []
@@ -199,8 +227,8 @@ def _refuse(constant: str) -> None:
 class _Reader:
     """Reads text between tool calls; remembers how many steps of the trajectories were used."""
 
-    def __init__(self, view: View | None, dialect: DialectName, trajectories: np.ndarray | None) -> None:
-        self.view, self.dialect, self.trajectories, self.step = view, dialect, trajectories, 0
+    def __init__(self, view: View | None, dialect: DialectName, paths: Paths | None) -> None:
+        self.view, self.dialect, self.paths, self.step = view, dialect, paths, 0
 
     def plain(self, text: str) -> list[Answer]:
         if CALL_CLOSE in text:
@@ -264,14 +292,26 @@ class _Reader:
         return answers + _text(text[start:])
 
     def _trajectory(self, tokens: str) -> TrajectoryAnswer | Unparsed:
-        steps = len(tokens) // len(TRAJECTORY_TOKEN)
-        there = 0 if self.trajectories is None else self.trajectories.shape[1] - self.step
-        if self.trajectories is None or self.view is None or there < steps:
-            lacking = f"there are points for {there}" if self.view is not None else "the conversation has no picture"
-            return Unparsed(tokens, f"a trajectory of {steps} steps, but {lacking}")
-        points = np.asarray(self.trajectories, dtype=float)[:, self.step : self.step + steps]
+        steps, start = len(tokens) // len(TRAJECTORY_TOKEN), self.step
         self.step += steps
-        return TrajectoryAnswer(self.view.to_original(points * self.view.out))
+        if self.paths is not None and self.paths.steps not in (None, steps):
+            return Unparsed(tokens, f"a trajectory of {steps} steps, expected {self.paths.steps}")
+        there = 0 if self.paths is None else self.paths.points.shape[1] - start
+        if self.paths is None or self.view is None or there < steps:
+            lacking = f"there are points for {max(there, 0)}" if self.view is not None else "the conversation has no picture"
+            return Unparsed(tokens, f"a trajectory of {steps} steps, but {lacking}")
+        points = np.asarray(self.paths.points, dtype=float)[:, start : start + steps]
+        if not np.isfinite(points).all():
+            return Unparsed(tokens, f"a trajectory of {steps} steps with points that are no numbers")
+        presence = None if self.paths.presence is None else np.asarray(self.paths.presence[:, start : start + steps], dtype=float)
+        return TrajectoryAnswer(self.view.to_original(points * self.view.out), self._spread(start, steps), presence)
+
+    def _spread(self, start: int, steps: int) -> np.ndarray | None:
+        """Deviations in pixels of the picture: those of the grid, scaled as the view scales areas."""
+        if self.paths is None or self.paths.spread is None or self.view is None:
+            return None
+        grid = np.sqrt(np.mean((self.paths.spread[:, start : start + steps] * self.view.out) ** 2, -1))
+        return grid / np.sqrt(abs(np.linalg.det(self.view.matrix[:2, :2])))
 
 
 def _time(mark: re.Match[str]) -> TimeAnswer | Unparsed:

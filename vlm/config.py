@@ -22,7 +22,11 @@ class HandVLMConfig(PreTrainedConfig):
     `projector_type`: "linear" or "mlp" (two layers, LLaVA-1.5); `projector_norm` puts a LayerNorm before it.
     `grid_position`: scale of a fixed 2-D sine code added to the projected tokens; 0 adds none.
     `pose_encoders`: name -> {"dim": columns of a token's features, "n_tokens": slots, "box_columns": first columns of xyxy boxes,
-    "weights_hash": identity of the specialist}. `number_sigma`: width, in units of the 0-1000 dialect, of the Gaussian that stands
+    "weights_hash": identity of the specialist, "score_column": column of a confidence that gates the token}. `clip`: how a clip's
+    frames become tokens, {"slow_frames", "slow": "spread" | "last", "pool", "duplicates"} (see `vlm.vision.slow_fast`); None reads
+    no clips. `trajectory`: {"head": a name of `vlm.trajectory.HEADS`, "steps": points of a path, "rate": in Hz, "hand_layout",
+    "position_code": None | "fourier" | "handsonvlm", "weight": of its loss, "compat": None | "handsonvlm", "options": of the head};
+    `trajectory_token_id` is that of `<hand_traj>`. `number_sigma`: width, in units of the 0-1000 dialect, of the Gaussian that stands
     for a number in the training loss; 0 trains on the exact token. `number_token_ids`: [id of "0", how many] of consecutive ids.
     """
 
@@ -47,6 +51,9 @@ class HandVLMConfig(PreTrainedConfig):
     grid_position: float | int = 0.0
     pose_encoders: dict[str, dict[str, Any]] | None = None
     pose_token_ids: dict[str, int] | None = None
+    clip: dict[str, Any] | None = None
+    trajectory: dict[str, Any] | None = None
+    trajectory_token_id: int | None = None
     number_token_ids: list[int] | None = None
     number_sigma: float | int = 0.0
     tie_word_embeddings: bool = False
@@ -60,3 +67,5 @@ class HandVLMConfig(PreTrainedConfig):
                 f"pose_encoders names {sorted(self.pose_encoders)} but pose_token_ids names {sorted(self.pose_token_ids)}; "
                 "both must list the same encoders"
             )
+        if (self.trajectory is None) != (self.trajectory_token_id is None):
+            raise ValueError("trajectory and trajectory_token_id come together: a head without its token, or a token without its head")

@@ -13,8 +13,13 @@ from transformers.modeling_outputs import ModelOutput
 from vlm.adapters import is_adapter, load_adapter
 from vlm.config import HandVLMConfig
 from vlm.connectors import ImageProjector, PoseProjector
+from vlm.generation import PathGeneration
 from vlm.loss import token_losses
-from vlm.vision import patch_features, reduce_tokens, set_output_norm_eps
+from vlm.trajectory import HEADS
+from vlm.trajectory_code import TrajectoryCode, handsonvlm_points
+from vlm.trajectory_loss import path_loss
+from vlm.trajectory_decoding import TrajectoryCache
+from vlm.vision import patch_features, reduce_tokens, set_output_norm_eps, slow_fast_parts
 
 
 class CheckpointError(ValueError):
@@ -23,8 +28,8 @@ class CheckpointError(ValueError):
 
 @dataclass
 class HandVLMOutput(ModelOutput):
-    """`loss` scalar; `losses` its named parts; `logits` (B, L, vocabulary), None while training on labels;
-    `trajectories` None without a head."""
+    """`loss` scalar; `losses` its named parts; `logits` (B, L, vocabulary), None while training on labels; `trajectories` (M, 2, T, 2)
+    the points of the supervised paths of a batch with labels, in units of the grid, hands left, right; None where there is none."""
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
@@ -64,11 +69,13 @@ class HandVLMModel(HandVLMPreTrainedModel):
         width = config.text_config.hidden_size
         self.pose_projectors = nn.ModuleDict(
             {
-                name: PoseProjector(spec["dim"], spec["n_tokens"], width, tuple(spec.get("box_columns", ())))
+                name: PoseProjector(spec["dim"], spec["n_tokens"], width, tuple(spec.get("box_columns", ())), spec.get("score_column"))
                 for name, spec in config.pose_encoders.items()
             }
         )
         self.language_model = AutoModel.from_config(config.text_config)
+        code = (config.trajectory or {}).get("position_code")
+        self.trajectory_code = TrajectoryCode(width, code) if code else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -77,19 +84,60 @@ class HandVLMModel(HandVLMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """(N, 3, S, S) → (N, image_seq_length, D)."""
+    def picture_features(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, S, S) → (N, P, C), the tower's patches."""
         config = self.config
         pixel_values = pixel_values.to(next(self.vision_tower.parameters()).dtype)
-        features = patch_features(self.vision_tower, pixel_values, config.vision_feature_layer, config.vision_feature_select_strategy)
-        features = reduce_tokens(features, config.token_reducer)
-        return self.multi_modal_projector(features.to(self.multi_modal_projector.linear_1.weight.dtype))
+        return patch_features(self.vision_tower, pixel_values, config.vision_feature_layer, config.vision_feature_select_strategy)
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, pose_tokens: dict[str, Tensor] | None = None) -> Tensor:
-        """Token embeddings with the pictures' and the specialists' tokens written into their slots.
+    def image_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, S, S) → (N, image_seq_length, D)."""
+        return self._project(reduce_tokens(self.picture_features(pixel_values), self.config.token_reducer))
 
-        input_ids (B, L); pixel_values (N, 3, S, S), pictures in the order of their slots; pose_tokens name → (M, n_tokens, dim),
-        likewise. Returns (B, L, D). Raises ValueError when slots and features do not agree.
+    def media_tokens(self, pixel_values: Tensor, media_frames: Tensor, frame_rows: Tensor) -> Tensor:
+        """Tokens of pictures and clips in their order, one behind the other: (n, D).
+
+        pixel_values (N, 3, S, S) distinct pictures, each encoded once; media_frames (M,) the frames of each medium, 0 for a picture;
+        frame_rows (F,) for each picture and each frame, in order, its row in pixel_values.
+        """
+        features, tokens, start = self.picture_features(pixel_values), [], 0
+        for frames in media_frames.tolist():
+            rows = frame_rows[start : start + max(frames, 1)]
+            start += len(rows)
+            if frames:
+                tokens.append(self.clip_tokens(features[rows].unsqueeze(0))[0])
+            else:
+                tokens.append(self._project(reduce_tokens(features[rows], self.config.token_reducer))[0])
+        return torch.cat(tokens)
+
+    def clip_tokens(self, features: Tensor) -> Tensor:
+        """A clip's patches (B, T, P, C) → (B, n, D): its frames' means in time, then the patches of its slow frames."""
+        if self.config.clip is None:
+            raise ValueError("this model reads no clips: build or extend it with `clip` (see HandVLMConfig), or ask about one picture")
+        fast, grids = slow_fast_parts(features, **self.config.clip)
+        tokens = [self._project(fast, grid=False)]
+        tokens += [self._project(grids[:, number]) for number in range(grids.shape[1])]
+        return torch.cat(tokens, 1)
+
+    def _project(self, features: Tensor, grid: bool = True) -> Tensor:
+        return self.multi_modal_projector(features.to(self.multi_modal_projector.linear_1.weight.dtype), grid)
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        pose_tokens: dict[str, Tensor] | None = None,
+        media_frames: Tensor | None = None,
+        frame_rows: Tensor | None = None,
+        trajectories: Tensor | None = None,
+        trajectory_valid: Tensor | None = None,
+    ) -> Tensor:
+        """Token embeddings with the pictures', clips', specialists' tokens and known path points written into their slots.
+
+        input_ids (B, L); pixel_values (N, 3, S, S), pictures in the order of their slots, or with `media_frames` and `frame_rows` as in
+        `media_tokens`; pose_tokens name → (M, n_tokens, dim), likewise; trajectories (M, 2, T, 2) the paths whose tokens are in
+        input_ids, in order, in units of the grid, with trajectory_valid (M, 2, T). Returns (B, L, D). Raises ValueError when slots and
+        features do not agree.
         """
         embeds = self.get_input_embeddings()(input_ids)
         pose_tokens = pose_tokens or {}
@@ -97,17 +145,24 @@ class HandVLMModel(HandVLMPreTrainedModel):
         if unknown:
             raise ValueError(f"the batch has pose tokens of {unknown} but this model knows {sorted(self.pose_projectors)} only")
         if pixel_values is not None:
-            tokens = self.image_tokens(pixel_values)
+            if media_frames is None or frame_rows is None:
+                tokens = self.image_tokens(pixel_values)
+            else:
+                tokens = self.media_tokens(pixel_values, media_frames, frame_rows)
             embeds = fill_slots(embeds, input_ids == self.config.image_token_id, tokens, "image")
         for name, features in pose_tokens.items():
             mask = input_ids == self.config.pose_token_ids[name]
             embeds = fill_slots(embeds, mask, self.pose_projectors[name](features.to(embeds.device)), f"pose ({name})")
-        return embeds + self._unused(pixel_values, pose_tokens) if self.training else embeds
+        if self.trajectory_code is not None and trajectories is not None:
+            code = self.trajectory_code(trajectories.to(embeds.device), trajectory_valid)
+            mask = input_ids == self.config.trajectory_token_id
+            embeds = embeds + fill_slots(torch.zeros_like(embeds), mask, code, "path")
+        return embeds + self._unused(pixel_values, pose_tokens, trajectories) if self.training else embeds
 
-    def _unused(self, pixel_values: Tensor | None, pose_tokens: dict[str, Tensor]) -> Tensor | float:
+    def _unused(self, pixel_values: Tensor | None, pose_tokens: dict[str, Tensor], trajectories: Tensor | None) -> Tensor | float:
         """Zero, made by every part that this batch does not need.
 
-        Data-parallel engines wait for each parameter on each rank, and the batches of some ranks may have no picture or pose.
+        Data-parallel engines wait for each parameter on each rank, and the batches of some ranks may have no picture, pose or path.
         """
         weight = self.multi_modal_projector.linear_1.weight
         zero: Tensor | float = 0.0
@@ -118,6 +173,8 @@ class HandVLMModel(HandVLMPreTrainedModel):
             if name not in pose_tokens:
                 spec = self.config.pose_encoders[name]
                 zero = zero + 0.0 * projector(torch.zeros(1, spec["n_tokens"], spec["dim"], dtype=weight.dtype, device=weight.device)).sum()
+        if self.trajectory_code is not None and trajectories is None:
+            zero = zero + 0.0 * self.trajectory_code(torch.zeros(1, 2, 1, 2, device=weight.device), None).sum()
         return zero
 
     def forward(
@@ -126,22 +183,32 @@ class HandVLMModel(HandVLMPreTrainedModel):
         pixel_values: Tensor | None = None,
         pose_tokens: dict[str, Tensor] | None = None,
         inputs_embeds: Tensor | None = None,
+        media_frames: Tensor | None = None,
+        frame_rows: Tensor | None = None,
+        trajectories: Tensor | None = None,
+        trajectory_valid: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, pixel_values, pose_tokens)
+        if inputs_embeds is None and input_ids is not None:
+            inputs_embeds = self.embed(input_ids, pixel_values, pose_tokens, media_frames, frame_rows, trajectories, trajectory_valid)
+            cache = kwargs.get("past_key_values")
+            if isinstance(cache, TrajectoryCache) and input_ids.shape[1] == 1:
+                points = cache.read(input_ids[:, 0])
+                if points is not None and self.trajectory_code is not None:
+                    chosen = (input_ids == self.config.trajectory_token_id).unsqueeze(-1)
+                    inputs_embeds = inputs_embeds + chosen * self.trajectory_code(points, None).to(inputs_embeds)
         return self.language_model(inputs_embeds=inputs_embeds, **kwargs)
 
 
 def fill_slots(embeds: Tensor, mask: Tensor, tokens: Tensor, what: str) -> Tensor:
-    """Writes `tokens` (N, n, D), in order, where `mask` (B, L) is true in `embeds` (B, L, D)."""
-    slots, given = int(mask.sum()), tokens.shape[0] * tokens.shape[1]
+    """Writes `tokens` (…, D), in order, where `mask` (B, L) is true in `embeds` (B, L, D)."""
+    slots, given = int(mask.sum()), tokens.shape[:-1].numel()
     if slots != given:
+        inputs = f"{tokens.shape[0]} inputs of {tokens.shape[1]} tokens each" if tokens.dim() == 3 else f"inputs of {given} tokens together"
         raise ValueError(
-            f"the prompts have {slots} {what} slots but {tokens.shape[0]} inputs of {tokens.shape[1]} tokens each "
-            f"came with them ({given}); "
+            f"the prompts have {slots} {what} slots but {inputs} came with them ({given}); "
             "build the batch with this model's own processor, and do not cut prompts to a length"
         )
     return embeds.masked_scatter(mask.unsqueeze(-1), tokens.to(embeds))
@@ -156,7 +223,7 @@ def as_attention_bias(mask: Tensor, implementation: str | None, dtype: torch.dty
     raise ValueError(f"packed rows need attn_implementation 'sdpa' or 'eager', got {implementation!r}; or train without packing")
 
 
-class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
+class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
     """A vision-language model that sees hands. Build with `vlm.build`, load with `from_pretrained`, ask through `vlm.agent.Agent`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -165,6 +232,10 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = HandVLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.trajectory_head = None
+        if config.trajectory is not None:
+            options = config.trajectory.get("options") or {}
+            self.trajectory_head = HEADS[config.trajectory.get("head", "path")](config.text_config.hidden_size // 2, **options)
         self.post_init()
 
     @classmethod
@@ -205,12 +276,18 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pose_tokens: dict[str, Tensor] | None = None,
+        media_frames: Tensor | None = None,
+        frame_rows: Tensor | None = None,
+        trajectories: Tensor | None = None,
+        trajectory_valid: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        num_hand_steps: Tensor | int | None = None,
+        noise: Tensor | None = None,
         logits_to_keep: int = 0,
         views: Any = None,
         **kwargs: Any,
@@ -219,15 +296,22 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
         (B, L), or (B, 1, L, L) bool for packed rows (see `vlm.packing`).
 
         `labels` (B, L), -100 where nothing is learnt; the loss is the sum over supervised tokens divided by `num_items_in_batch`
-        (the count over the whole global batch) or, without it, by their number here. While training, logits are made for
-        supervised positions only and not returned.
+        (the count over the whole global batch) or, without it, by their number here; a path's loss is divided by `num_hand_steps`
+        likewise. `noise` is that of the path head's training loss. While training, logits are made for supervised positions only and not
+        returned.
         """
         if attention_mask is not None and attention_mask.dim() == 4:
             attention_mask = as_attention_bias(attention_mask, self.config.text_config._attn_implementation, self.dtype)
+        if trajectories is not None and trajectory_valid is not None and (self.config.trajectory or {}).get("compat"):
+            trajectories = handsonvlm_points(trajectories, trajectory_valid)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             pose_tokens=pose_tokens,
+            media_frames=media_frames,
+            frame_rows=frame_rows,
+            trajectories=trajectories,
+            trajectory_valid=trajectory_valid,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -235,6 +319,8 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
+        if isinstance(past_key_values, TrajectoryCache):
+            past_key_values.follow(hidden[:, -1])
         result = HandVLMOutput(past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
         if labels is not None:
             target = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # the state at i predicts the token at i + 1
@@ -243,37 +329,12 @@ class HandVLM(HandVLMPreTrainedModel, GenerationMixin):
             count = num_items_in_batch if num_items_in_batch is not None else max(int(supervised.sum()), 1)
             result.loss = losses.sum() / count
             result.losses = {"tokens": result.loss.detach()}
+            if self.trajectory_head is not None:
+                path = path_loss(self, hidden, input_ids, labels, trajectories, trajectory_valid, noise, num_hand_steps)
+                result.trajectories = path.pop("points", None)
+                result.loss = result.loss + path["total"]
+                result.losses |= {f"path_{name}": value.detach() for name, value in path.items() if value.dim() == 0}
         if labels is None or not self.training:
             kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
             result.logits = self.lm_head(kept)
         return result
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        pose_tokens: dict[str, Tensor] | None = None,
-        views: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' `generate`; pictures and poses are encoded once, before beams or samples are expanded.
-
-        Returns an output with `sequences` (prompt and answer, left-padded prompts).
-        """
-        kwargs.setdefault("return_dict_in_generate", True)
-        if kwargs.get("use_cache", True):
-            kwargs["inputs_embeds"] = self.model.embed(input_ids, pixel_values, pose_tokens)
-        else:  # without a cache the whole prompt is computed again at every step
-            kwargs.update(pixel_values=pixel_values, pose_tokens=pose_tokens)
-        return super().generate(input_ids=input_ids, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            inputs.pop("pose_tokens", None)
-        return inputs

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from data.sample import SampleError, validate_messages
-from pose_tools import views
-from pose_tools.image_io import read_image
+from pose_tools.views import View
 from vlm.packing import Row, collate, pack
+from vlm.pixels import VIEW_RULES, MediumRows, Pixels, read_media
 from vlm.templates import Piece, encode, render
+from vlm.vision import clip_length
 
-VIEW_RULES = {"letterbox": views.letterbox, "center_crop": views.center_crop, "squash": views.squash}
 Messages = list[dict[str, Any]]
+Path = tuple[np.ndarray, np.ndarray]
+"""Points (2, T, 2) in units of the grid, zero where not valid, and valid (2, T)."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation as numbers: token ids and labels, its pictures' pixels (3, S, S) and views, its pose features by encoder."""
+    """One conversation as numbers: token ids and labels, its pictures and clips as rows of `pixels`, its pose features by encoder, and
+    the paths of its answers."""
 
     input_ids: list[int]
     labels: list[int]
-    pixels: list[torch.Tensor]
-    views: list[views.View]
+    pixels: Pixels
+    media: list[MediumRows]
     poses: dict[str, list[np.ndarray]]
+    paths: list[Path]
+
+    @property
+    def views(self) -> list[View]:
+        """The View of each picture, and of each clip's last frame."""
+        return [medium.view for medium in self.media]
 
 
 class HandVLMProcessor(ProcessorMixin):
@@ -39,7 +46,8 @@ class HandVLMProcessor(ProcessorMixin):
     `view`: how pictures reach the square grid of `image_size` pixels: "letterbox", "center_crop" or "squash".
     `image_mean`, `image_std`: per channel, of pixels in [0, 1]. `interpolation`: "bilinear" or "bicubic".
     `image_seq_length`: tokens of a picture. `pose_encoders`: as in HandVLMConfig. `template`: the renderer's name, `dialect`: how
-    boxes are written. `pose_token` marks the slots of every encoder `name` as `<name>`.
+    boxes are written. `pose_token` marks the slots of every encoder `name` as `<name>`. `clip`: as in HandVLMConfig, with "patches", a
+    frame's number of them. `trajectory_steps`: points of a path, None for a model without a path head.
     """
 
     def __init__(
@@ -57,6 +65,8 @@ class HandVLMProcessor(ProcessorMixin):
         template: str = "chat",
         dialect: str = "norm1000",
         max_question_characters: int = 4000,
+        clip: dict[str, Any] | None = None,
+        trajectory_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
         if view not in VIEW_RULES:
@@ -66,6 +76,7 @@ class HandVLMProcessor(ProcessorMixin):
         self.image_mean, self.image_std, self.image_token = list(image_mean), list(image_std), image_token
         self.pose_encoders, self.template, self.dialect = pose_encoders or {}, template, dialect
         self.max_question_characters = max_question_characters
+        self.clip, self.trajectory_steps = clip, trajectory_steps
         super().__init__(tokenizer, chat_template=chat_template)
 
     @property
@@ -78,17 +89,23 @@ class HandVLMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "pose_tokens"]
+        names = ["input_ids", "attention_mask", "pixel_values", "pose_tokens"]
+        return names + (["media_frames", "frame_rows"] if self.clip else []) + (
+            ["trajectories", "trajectory_valid"] if self.trajectory_steps else []
+        )
 
     def __call__(self, messages: Messages | list[Messages], tools: Any = None, for_training: bool = False, **_: Any) -> BatchFeature:
         """One conversation or a list of them → BatchFeature.
 
         `input_ids`, `attention_mask` (B, L): padded on the left for asking (the prompt ends where the answer starts), on the right for
-        training; `labels` (B, L) when training; `pixel_values` (N, 3, S, S), `pose_tokens` {encoder: (M, n_tokens, dim)} in the order
-        of their slots; `views`: per conversation, the View of each of its pictures.
+        training; `labels` (B, L) when training; `pixel_values` (N, 3, S, S) distinct pictures, in the order of their slots, or where there
+        are clips or a picture comes again, with `media_frames` and `frame_rows` (see `HandVLMModel.media_tokens`); `pose_tokens`
+        {encoder: (M, n_tokens, dim)} in the order of their slots; `trajectories` (M, 2, T, 2) and `trajectory_valid` (M, 2, T) of the paths
+        in answers; `views`: per conversation, the View of each of its pictures, and of each clip's last frame.
         """
         conversations: list[Any] = messages if messages and isinstance(messages[0], list) else [messages]
-        encoded = [self.encode_conversation(conversation, tools, for_training) for conversation in conversations]
+        pixels = Pixels()
+        encoded = [self.encode_conversation(conversation, tools, for_training, pixels) for conversation in conversations]
         if for_training:
             batch = collate([pack([(one.input_ids, one.labels)]) for one in encoded], self.pad_token_id)
         else:
@@ -97,14 +114,14 @@ class HandVLMProcessor(ProcessorMixin):
 
     def pack(self, conversations: Sequence[Messages], tools: Any = None) -> Row:
         """Conversations about the same pictures as one packed row (see `vlm.packing`), with `encoded` holding their media."""
-        encoded = [self.encode_conversation(conversation, tools, for_training=True, reuse=None) for conversation in conversations[:1]]
-        encoded += [
-            self.encode_conversation(conversation, tools, for_training=True, reuse=encoded[0]) for conversation in conversations[1:]
-        ]
+        pixels = Pixels()
+        encoded = [self.encode_conversation(conversation, tools, for_training=True, pixels=pixels) for conversation in conversations]
         row = pack([(one.input_ids, one.labels) for one in encoded])
-        if self.image_token_id in (token for token, branch in zip(row["input_ids"], row["branches"]) if branch):
+        in_branch = self.image_token_id in (token for token, branch in zip(row["input_ids"], row["branches"]) if branch)
+        if in_branch or any(one.media != encoded[0].media for one in encoded):
             raise SampleError("cannot pack: the conversations do not open with the same pictures")
-        return row | {"encoded": replace(encoded[0], poses=self._packed_poses(row, encoded))}
+        paths = [path for one in encoded for path in one.paths]
+        return row | {"encoded": replace(encoded[0], poses=self._packed_poses(row, encoded), paths=paths)}
 
     def _packed_poses(self, row: Row, encoded: Sequence[Encoded]) -> dict[str, list[np.ndarray]]:
         """Pose features in the order of a row's slots: the prefix's once, then those that each conversation goes on to bring."""
@@ -125,21 +142,20 @@ class HandVLMProcessor(ProcessorMixin):
         return BatchFeature(collate(rows, self.pad_token_id) | self._media([row["encoded"] for row in rows]))
 
     def encode_conversation(
-        self, messages: Messages, tools: Any = None, for_training: bool = False, reuse: Encoded | None = None
+        self, messages: Messages, tools: Any = None, for_training: bool = False, pixels: Pixels | None = None
     ) -> Encoded:
-        """One conversation → ids, labels and media; `reuse` takes the pictures of an encoded conversation about the same media."""
+        """One conversation → ids, labels and media; pictures that are in `pixels` are not read again."""
         validate_messages(messages)
         self._check_questions(messages)
         parts = [part for message in messages for part in message["content"]]
-        images = [part for part in parts if part["type"] == "image"]
-        if reuse is not None and len(reuse.views) == len(images):
-            pixels, picture_views = reuse.pixels, reuse.views
-        else:
-            pixels, picture_views = self._pictures([part["image"] for part in images])
+        pixels = Pixels() if pixels is None else pixels
+        media = read_media(parts, pixels, self)
+        picture_views = [medium.view for medium in media]
         poses: dict[str, list[np.ndarray]] = {}
         for part in parts:
             if part["type"] == "pose":
                 poses.setdefault(part["encoder"], []).append(self._pose_features(part, picture_views))
+        paths = [self._path(part, picture_views) for part in parts if part["type"] == "trajectory"]
         pieces = render(
             messages,
             self.template,
@@ -154,7 +170,7 @@ class HandVLMProcessor(ProcessorMixin):
             raise SampleError(
                 "a training conversation without an answer: no token of it would be learnt. Give it an assistant turn with content"
             )
-        return Encoded(input_ids, labels, pixels, picture_views, poses)
+        return Encoded(input_ids, labels, pixels, media, poses, paths)
 
     def decode_answers(self, output: Any, batch: BatchFeature) -> list[str]:
         """The new text of every row of `model.generate(**batch)`."""
@@ -177,19 +193,21 @@ class HandVLMProcessor(ProcessorMixin):
             if not any(word.strip() for word in words):
                 raise SampleError("an empty question. Ask something, such as 'where is my left hand?'")
 
-    def _pictures(self, images: list[Any]) -> tuple[list[torch.Tensor], list[views.View]]:
-        pixels, picture_views = [], []
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.image_mean, self.image_std))
-        fill = [round(255 * value) for value in self.image_mean]  # borders are the mean colour: zero after normalisation
-        for image in images:
-            array = as_rgb(image)
-            view = VIEW_RULES[self.view]((array.shape[1], array.shape[0]), self.image_size)
-            grid = view.warp(array, fill=fill, interpolation=self.interpolation)
-            pixels.append((torch.from_numpy(np.ascontiguousarray(grid)).permute(2, 0, 1).float() / 255 - mean) / std)
-            picture_views.append(view)
-        return pixels, picture_views
+    def _path(self, part: dict[str, Any], picture_views: list[View]) -> Path:
+        """A trajectory part in units of the grid of the clip's last frame."""
+        points = np.asarray(part["points"], dtype=np.float64)
+        valid = np.ones(points.shape[:2], bool) if part.get("valid") is None else np.asarray(part["valid"], dtype=bool)
+        if self.trajectory_steps is None:
+            raise SampleError("an answer with a trajectory, but this model has no path head; build or extend it with `trajectory`")
+        if points.shape[1] != self.trajectory_steps:
+            raise SampleError(f"a trajectory of {points.shape[1]} steps, this model writes {self.trajectory_steps}; resample it")
+        if not picture_views:
+            raise SampleError("a trajectory needs the clip or picture whose pixels it is in, before it in the conversation")
+        view = picture_views[-1]
+        grid = view.to_grid(np.where(valid[..., None], points, 0.0)) / view.out
+        return np.where(valid[..., None], grid, 0.0).astype(np.float32), valid
 
-    def _pose_features(self, part: dict[str, Any], picture_views: list[views.View]) -> np.ndarray:
+    def _pose_features(self, part: dict[str, Any], picture_views: list[View]) -> np.ndarray:
         """A pose part's tokens as (n_tokens, dim) float32; boxes moved from original pixels to the unit grid, empty slots NaN."""
         name = part["encoder"]
         if name not in self.pose_encoders:
@@ -213,6 +231,8 @@ class HandVLMProcessor(ProcessorMixin):
         part = piece.value
         if part["type"] == "image":
             return [self.image_token_id] * self.image_seq_length
+        if part["type"] == "video" and self.clip is not None:
+            return [self.image_token_id] * clip_length(len(part["video"]), self.clip["patches"], self.clip)
         return [self.pose_token_ids[part["encoder"]]] * self.pose_encoders[part["encoder"]]["n_tokens"]
 
     def _pad_left(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -223,9 +243,22 @@ class HandVLMProcessor(ProcessorMixin):
 
     def _media(self, encoded: Sequence[Encoded]) -> dict[str, Any]:
         media: dict[str, Any] = {"views": [one.views for one in encoded]}
-        pixels = [picture for one in encoded for picture in one.pixels]
-        if pixels:
-            media["pixel_values"] = torch.stack(pixels)
+        offsets: dict[int, int] = {}  # of each Pixels in the batch
+        pictures: list[torch.Tensor] = []
+        for pixels in (one.pixels for one in encoded):
+            if id(pixels) not in offsets:
+                offsets[id(pixels)] = len(pictures)
+                pictures += pixels.pictures
+        if pictures:
+            media["pixel_values"] = torch.stack(pictures)
+        rows = [offsets[id(one.pixels)] + row for one in encoded for medium in one.media for row in medium.rows]
+        frames = [medium.frames for one in encoded for medium in one.media]
+        if any(frames) or rows != list(range(len(pictures))):
+            media |= {"media_frames": torch.tensor(frames), "frame_rows": torch.tensor(rows)}
+        paths = [path for one in encoded for path in one.paths]
+        if paths:
+            media["trajectories"] = torch.from_numpy(np.stack([points for points, _ in paths]))
+            media["trajectory_valid"] = torch.from_numpy(np.stack([valid for _, valid in paths]))
         poses: dict[str, list[np.ndarray]] = {}
         for one in encoded:
             for name, features in one.poses.items():
@@ -238,18 +271,3 @@ class HandVLMProcessor(ProcessorMixin):
 def pose_token(encoder: str) -> str:
     """The text of an encoder's slot token."""
     return f"<{encoder}>"
-
-
-def as_rgb(image: Any) -> np.ndarray:
-    """A path, bytes, PIL picture or RGB uint8 array → RGB uint8 (H, W, 3)."""
-    if isinstance(image, (str, Path, bytes)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise SampleError(
-            f"a picture must be a path, a PIL picture or an RGB uint8 array (H, W, 3), "
-            f"got {type(image).__name__} {array.dtype} {array.shape}"
-        )
-    return array

@@ -51,6 +51,8 @@ class HandVLMTrainer(Trainer):
         super().__init__(**kwargs)
         config.__dict__.pop("use_cache", None)  # the Trainer turns it off for good; here it is off in the forward pass only
         config.__dict__.update(had)
+        self.path_token = getattr(config, "trajectory_token_id", None)
+        self.has_paths = self.path_token is not None
         self.settings, self.prefix, self.folder, self.position = settings, prefix, folder, position
         self.frozen = frozen_modules(self.model, settings.parts)
         self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if type(c).__name__ != "PrinterCallback"]
@@ -86,6 +88,16 @@ class HandVLMTrainer(Trainer):
         for module in self.frozen:  # the Trainer has just put everything in training mode
             module.eval()
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """transformers' count of supervised tokens; beside it every batch is told the valid hand-steps of the whole optimiser step."""
+        if self.has_paths:
+            steps = sum((hand_steps(batch, self.path_token) for batch in batch_samples), torch.zeros((), dtype=torch.long))
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                steps = self.accelerator.gather(steps.to(device)).sum()
+            for batch in batch_samples:
+                batch["num_hand_steps"] = steps.to(device)
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # a wrong guess for a composed model, and it walks through all parameters at every step
@@ -145,6 +157,16 @@ class HandVLMTrainer(Trainer):
         if missing or load_result.unexpected_keys:
             found = f"missing {missing[:5]}, unexpected {load_result.unexpected_keys[:5]}"
             raise TrainingError(f"{self.folder.checkpoint}: the checkpoint does not fit the model; {found}")
+
+
+def hand_steps(batch: dict[str, Any], path_token: int) -> Tensor:
+    """Valid hand-steps of the supervised paths in a batch, the divisor of their loss."""
+    valid = batch.get("trajectory_valid")
+    if valid is None:
+        return torch.zeros((), dtype=torch.long)
+    places = batch["input_ids"] == path_token
+    supervised = (batch["labels"][places] != -100).reshape(len(valid), -1).all(1)
+    return (valid & supervised[:, None, None].to(valid.device)).sum()
 
 
 def learning_rate_factor(step: int, steps: int, schedule: str, warmup_steps: int, final_factor: float) -> float:

@@ -170,7 +170,77 @@ class MLPHead(nn.Module):
         return self.mlp(states.to(self.mlp[0].weight.dtype))
 
 
-HEADS: dict[str, type[CVAEHead] | type[MLPHead]] = {"cvae": CVAEHead, "mlp": MLPHead}
+class PathHead(nn.Module):
+    """Where a hand is at a step, how sure that is, and whether there is such a hand: ours, the default of new models.
+
+    One state gives the mean point, its standard deviation along x and y, and the odds of the hand being there. Sampled futures move
+    every step of a hand's path by the same multiple of its deviations, so that a path stays smooth.
+    """
+
+    latent = 2
+
+    def __init__(
+        self, width: int, hidden: int = 256, traj_weight: float = 1.0, spread_weight: float = 0.05, presence_weight: float = 0.1
+    ) -> None:
+        """`width`: channels of a hand's state. The weights are of the terms in the loss."""
+        super().__init__()
+        self.width, self.traj_weight, self.spread_weight, self.presence_weight = width, traj_weight, spread_weight, presence_weight
+        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 5))
+
+    def loss(
+        self,
+        states: Tensor,
+        target: Tensor,
+        valid: Tensor,
+        noise: Tensor | None = None,
+        compat: str | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """Distance to the point per valid hand-step, the deviations' negative log-likelihood (the points held fixed), and the
+        cross-entropy of presence; arguments as for `CVAEHead.loss`, `noise` is not used.
+
+        Returns scalars `total`, `traj`, `spread`, `presence`, and `points` (B, 2, T, 2).
+        """
+        target, valid = _checked(states, self.width, target, valid, compat)
+        points, log_spread, odds = self._outputs(states)
+        difference = points - target
+        distance = (difference.square().sum(-1) + 1e-8).sqrt()
+        likelihood = (0.5 * difference.detach().square() * (-2 * log_spread).exp() + log_spread).sum(-1)
+        there = nn.functional.binary_cross_entropy_with_logits(odds, valid.to(odds), reduction="none")
+        # Presence is learnt from every hand-step; it is divided by the valid ones so that one count serves all terms.
+        terms = {
+            "traj": self.traj_weight * _mean_of_valid(distance, valid, num_items_in_batch),
+            "spread": self.spread_weight * _mean_of_valid(likelihood, valid, num_items_in_batch),
+            "presence": self.presence_weight * _mean_of_valid(there, torch.ones_like(valid), _count(valid, num_items_in_batch)),
+        }
+        return {"total": sum(terms.values(), torch.zeros((), device=states.device)), **terms, "points": points}
+
+    def predict(self, states: Tensor, noise: Tensor | None = None, compat: str | None = None) -> Tensor:
+        """Points (B, 2, T, 2) for states (B, 2, T, width), hands left, right: the mean, or with `noise` (B, 2, 1 or T, 2), standard normal,
+        the mean moved by so many deviations."""
+        _check_states(states, self.width, compat)
+        points, log_spread, _ = self._outputs(states)
+        return points if noise is None else points + noise.to(points) * log_spread.exp()
+
+    def spread(self, states: Tensor) -> Tensor:
+        """Standard deviations (B, 2, T, 2) along x and y."""
+        return self._outputs(states)[1].exp()
+
+    def presence(self, states: Tensor) -> Tensor:
+        """Probability (B, 2, T) that the hand is in the picture at that step."""
+        return self._outputs(states)[2].sigmoid()
+
+    def _outputs(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out = self.layers(states.to(self.layers[0].weight.dtype)).float()
+        return out[..., :2] + 0.5, out[..., 2:4].clamp(-6, 2) - 2, out[..., 4]
+
+
+Head = CVAEHead | MLPHead | PathHead
+HEADS: dict[str, type[Head]] = {"cvae": CVAEHead, "mlp": MLPHead, "path": PathHead}
+
+
+def _count(valid: Tensor, count: Tensor | int | None) -> Tensor | int:
+    return valid.sum() if count is None else count
 
 
 def _check_states(states: Tensor, width: int, compat: str | None) -> None:
@@ -201,5 +271,5 @@ def _checked(states: Tensor, width: int, target: Tensor, valid: Tensor, compat: 
 
 def _mean_of_valid(values: Tensor, valid: Tensor, count: Tensor | int | None) -> Tensor:
     """Zero, but with a gradient, where nothing is valid: data-parallel engines wait for every parameter."""
-    divisor = valid.sum() if count is None else torch.as_tensor(count, device=values.device)
+    divisor = torch.as_tensor(_count(valid, count), device=values.device)
     return (values * valid).sum() / cast(Tensor, divisor).clamp(min=1)

@@ -79,7 +79,7 @@ def test_distinct_frames_take_266_and_published_ones_356_tokens():
     once, published = slow_fast(clip), slow_fast(clip, duplicates=10)
     assert once.shape[1] == 266 and published.shape[1] == 356
     torch.testing.assert_close(once[:, 10:], published[:, 100:], rtol=0, atol=0)  # slow frames 0, 3, 6, 9 both times
-    with pytest.raises(ValueError, match="even side"):
+    with pytest.raises(ValueError, match="whose side 2 divides"):
         slow_fast(torch.randn(1, 2, 9, 3))
 
 

@@ -1,0 +1,134 @@
+"""generate: pictures, clips and poses are encoded once, paths are decoded with the text, and more futures branch off behind one prefix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.trajectory_decoding import Path, TrajectoryCache, branch, padded, prefix_of
+
+MEDIA = ("pixel_values", "pose_tokens", "media_frames", "frame_rows", "trajectories", "trajectory_valid")
+"""Inputs that belong to the prompt alone."""
+
+
+class PathGeneration:
+    """`generate` of HandVLM, before transformers' own in its bases."""
+
+    config: Any
+    parameters: Any
+    get_input_embeddings: Any
+    model: Any
+    trajectory_head: Any
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        pose_tokens: dict[str, Tensor] | None = None,
+        views: Any = None,
+        *,
+        num_trajectories: int = 1,
+        noise: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `generate`; pictures and poses are encoded once, before beams or samples are expanded.
+
+        Args:
+            num_trajectories: S futures of each path. They share the text up to the first path token.
+            noise: (B, S, 2, T, latent) standard normal of the path head, (B, 2, T, latent) for one; by default the first future is the most
+                likely one and the others are drawn (HandsOnVLM's compat draws all).
+
+        Returns an output with `sequences` (prompt and answer, left-padded prompts). A model with a path head adds, with R rows in
+        `sequences`: `trajectories` (R, S, 2, T, 2) in units of the grid, hands left, right, NaN where a row has no such step;
+        `trajectory_spread` likewise, standard deviations, and `trajectory_presence` (R, S, 2, T), probabilities; NaN and one for heads
+        that do not tell. T is the config's number of steps, or that of the longest path if it is more.
+        """
+        kwargs.setdefault("return_dict_in_generate", True)
+        media = {"pixel_values": pixel_values, "pose_tokens": pose_tokens, **{name: kwargs.pop(name, None) for name in MEDIA[2:]}}
+        cached = kwargs.get("use_cache", True)
+        if cached:
+            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)
+        else:  # without a cache the whole prompt is computed again at every step
+            kwargs.update({name: value for name, value in media.items() if value is not None})
+        if self.trajectory_head is None:
+            if num_trajectories != 1 or noise is not None:
+                raise ValueError("this model has no path head: num_trajectories and noise mean nothing to it")
+            return super().generate(input_ids=input_ids, **kwargs)
+        return self._generate_paths(input_ids, media, num_trajectories, noise, cached, kwargs)
+
+    def _generate_paths(self, input_ids: Tensor, media: dict, futures: int, noise: Tensor | None, cached: bool, kwargs: dict) -> Any:
+        if futures < 1:
+            raise ValueError(f"num_trajectories is {futures}, expected at least 1")
+        if not cached and self.model.trajectory_code is not None:
+            raise ValueError("use_cache=False cannot feed the points of a path back; leave use_cache on")
+        if not kwargs["return_dict_in_generate"]:
+            raise ValueError("a model with a path head returns a dict: paths come beside the text; leave return_dict_in_generate out")
+        settings = self.config.trajectory
+        path = Path(self.trajectory_head, settings)
+        noise = path.noise(noise, len(input_ids), futures, settings["steps"], next(self.parameters()))
+        if cached:
+            if kwargs.get("past_key_values") is not None or kwargs.get("cache_implementation") not in (None, "dynamic"):
+                raise ValueError("a model with a path head keeps its own cache; leave past_key_values and cache_implementation out")
+            first = None if noise is None else noise[:, 0]
+            kwargs["past_key_values"] = TrajectoryCache(self.config.text_config, path, self.config.trajectory_token_id, first)
+        output = super().generate(input_ids=input_ids, **kwargs)
+        followed = cached and kwargs.get("num_beams", 1) == 1
+        embeds = kwargs["inputs_embeds"] if cached else self.model.embed(input_ids, **media)
+        prompts = _Prompts(embeds, kwargs.get("attention_mask", torch.ones_like(input_ids)), noise, len(output.sequences) // len(input_ids))
+        cache = output.past_key_values if followed else None
+        if followed and futures == 1:
+            found = self._followed(output.sequences, cache)
+        else:
+            found = [self._branched(row, output.sequences, prompts, path, futures, cache) for row in range(len(output.sequences))]
+        for name, tail in (("points", (2, 2)), ("spread", (2, 2)), ("presence", (2,))):
+            rows = [None if one is None else one[name] for one in found]
+            key = "trajectories" if name == "points" else f"trajectory_{name}"
+            output[key] = padded(rows, settings["steps"], futures, embeds.float(), tail)
+        return output
+
+    def _followed(self, sequences: Tensor, cache: Any) -> list[dict[str, Tensor] | None]:
+        """The points that the cache has followed; a path token that was the very last one has not been fed yet."""
+        if cache.get_seq_length() < sequences.shape[1]:
+            cache.read(sequences[:, -1])
+        counts = cache.counts.tolist()
+        return [
+            {name: value[row, : counts[row]].unsqueeze(0) for name, value in cache.steps.items()} if counts[row] else None
+            for row in range(len(sequences))
+        ]
+
+    def _branched(self, row: int, sequences: Tensor, prompts: _Prompts, path: Path, futures: int, cache: Any) -> dict[str, Tensor] | None:
+        embeds, mask, noise = prompts.of(row)
+        written = sequences[row, embeds.shape[1] :]
+        places = (written == self.config.trajectory_token_id).nonzero().flatten().tolist()
+        if not places:
+            return None
+        known = None
+        if cache is not None:
+            known = prefix_of(cache, embeds.shape[1] + places[0], self.config.text_config, row)
+        code = None if self.model.trajectory_code is None else lambda points: self.model.trajectory_code(points, None)
+        return branch(self, embeds, mask, written[: places[-1] + 1], path, noise, futures, code, known)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in MEDIA:
+                inputs.pop(name, None)
+        return inputs
+
+
+class _Prompts:
+    """The prompt of each row of an output that may hold several rows of one prompt."""
+
+    def __init__(self, embeds: Tensor, mask: Tensor, noise: Tensor | None, copies: int) -> None:
+        self.embeds, self.mask, self.noise, self.copies = embeds, mask, noise, copies
+
+    def of(self, row: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        source = row // self.copies
+        return self.embeds[source : source + 1], self.mask[source : source + 1], None if self.noise is None else self.noise[source]

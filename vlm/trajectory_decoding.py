@@ -1,0 +1,194 @@
+"""Decoding of paths: a point is made of the state that predicts its token, and is given back with the token, through a KV cache.
+
+`TrajectoryCache` follows greedy and sampled decoding row by row. `branch` draws several futures behind one prefix: what was written
+stays, only the points (and what they are fed back as) differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from vlm.trajectory import Head, hand_states
+
+Code = Callable[[Tensor], Tensor]
+"""Points (B, 2, T, 2) → what is added to the embeddings of their tokens, (B, T, D)."""
+
+
+class Path:
+    """How a model turns states into points: its head, the hands' place in a state, and the published quirks that are on."""
+
+    def __init__(self, head: Head, settings: dict[str, Any]) -> None:
+        self.head, self.compat = head, settings.get("compat")
+        self.layout: Any = settings.get("hand_layout", "left_right")
+
+    def noise(self, noise: Tensor | None, batch: int, futures: int, steps: int, like: Tensor) -> Tensor | None:
+        """Noise (batch, futures, 2, steps or 1, latent), given or drawn; the first drawn future is the most likely one, without noise.
+
+        None where nothing has to be drawn. Raises ValueError for noise of another shape.
+        """
+        latent = getattr(self.head, "latent", None)
+        if latent is None:
+            return None
+        if noise is not None:
+            noise = noise.unsqueeze(1) if noise.dim() == 4 else noise
+            if noise.dim() != 5 or noise.shape[:3] != (batch, futures, 2) or noise.shape[-1] != latent:
+                raise ValueError(f"expected noise ({batch}, {futures}, 2, {steps}, {latent}), got {tuple(noise.shape)}")
+            return noise.to(like.device)
+        if futures == 1 and not self.compat:
+            return None
+        per_path = not hasattr(self.head, "encode")  # one latent for a whole path; an encoder has one for each of its points
+        drawn = torch.randn(batch, futures, 2, 1 if per_path else steps, latent, device=like.device)
+        if not self.compat:
+            drawn[:, 0] = 0
+        return drawn
+
+    def points(self, states: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        """For states (B, D) of one step and noise (B, 2, latent): `points` (B, 2, 2), `spread` (B, 2, 2), `presence` (B, 2)."""
+        hands = hand_states(states.unsqueeze(1), self.layout)
+        found = {"points": self.head.predict(hands, None if noise is None else noise.unsqueeze(2), self.compat)[:, :, 0].float()}
+        knows = hasattr(self.head, "spread")
+        found["spread"] = self.head.spread(hands)[:, :, 0] if knows else torch.full_like(found["points"], float("nan"))
+        found["presence"] = self.head.presence(hands)[:, :, 0] if knows else torch.ones_like(found["points"][..., 0])
+        return found
+
+
+class TrajectoryCache(DynamicCache):
+    """A key-value cache that also keeps, per row, the state that predicts the next token and what its path tokens came to.
+
+    `steps`: per name of `Path.points`, (B, n, …) with NaN where a row has fewer path tokens; `counts` (B,) how many each has.
+    """
+
+    def __init__(self, config: Any, path: Path, token_id: int, noise: Tensor | None = None) -> None:
+        """`noise` (rows, 2, steps or 1, latent) of the first future; its rows are repeated when rows are."""
+        super().__init__(config=config)
+        self.path, self.token_id, self.noise = path, token_id, noise
+        self.state: Tensor | None = None
+        self.counts: Tensor | None = None
+        self.steps: dict[str, Tensor] = {}
+
+    def follow(self, states: Tensor) -> None:
+        """Takes the states (B, D) that predict the next tokens."""
+        self.state = states.detach()
+        if self.counts is None:
+            self.counts = torch.zeros(len(states), dtype=torch.long, device=states.device)
+            if self.noise is not None and len(self.noise) != len(states):
+                self.noise = self.noise.repeat_interleave(len(states) // len(self.noise), 0)
+
+    def read(self, token_ids: Tensor) -> Tensor | None:
+        """Makes the points of the rows whose chosen token (B,) is a path token; (B, 2, 1, 2) of all rows, None where no row has one."""
+        rows = token_ids == self.token_id
+        if self.state is None or self.counts is None or not bool(rows.any()):
+            return None
+        place = self.counts.clone()
+        found = self.path.points(self.state, self._noise_at(place))
+        for name, value in found.items():
+            kept = self.steps.get(name, value.new_full((len(rows), 0, *value.shape[1:]), float("nan")))
+            if int(place[rows].max()) >= kept.shape[1]:
+                kept = torch.cat([kept, value.new_full((len(rows), 1, *value.shape[1:]), float("nan"))], 1)
+            kept[rows, place[rows]] = value[rows]
+            self.steps[name] = kept
+        self.counts = self.counts + rows
+        return found["points"].unsqueeze(2)
+
+    def _noise_at(self, place: Tensor) -> Tensor | None:
+        if self.noise is None:
+            return None
+        return self.noise[torch.arange(len(place), device=place.device), :, place.clamp(max=self.noise.shape[2] - 1)]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.batch_rows(beam_idx)
+
+    def batch_rows(self, rows: Tensor) -> None:
+        """Keeps the path state of `rows`, in that order."""
+        if self.state is None or self.counts is None:
+            return
+        self.state, self.counts = self.state[rows], self.counts[rows]
+        self.noise = None if self.noise is None else self.noise[rows]
+        self.steps = {name: value[rows] for name, value in self.steps.items()}
+
+
+def branch(
+    model: Any,
+    embeds: Tensor,
+    attention_mask: Tensor,
+    new_ids: Tensor,
+    path: Path,
+    noise: Tensor | None,
+    futures: int,
+    code: Code | None,
+    cache: DynamicCache | None = None,
+) -> dict[str, Tensor]:
+    """Futures of one row: what it wrote is fed again from its first path token on, with other noise in each future.
+
+    Args:
+        model: the HandVLM.
+        embeds: (1, L, D) embeddings of the prompt; attention_mask: (1, L).
+        new_ids: (n,) what was written behind it, with at least one path token.
+        noise: (S, 2, steps or 1, latent) or None; `code`: what points are fed back as, None for nothing.
+        cache: of the row, with at least all before the first path token; None computes it.
+
+    Returns `points` (S, m, 2, 2), `spread` likewise, `presence` (S, m, 2) for its m path tokens.
+    """
+    token_id, prompt = model.config.trajectory_token_id, embeds.shape[1]
+    places = (new_ids == token_id).nonzero().flatten().tolist()
+    mask = torch.cat([attention_mask, attention_mask.new_ones(1, len(new_ids))], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    words = model.get_input_embeddings()(new_ids).unsqueeze(0)
+    before = prompt + places[0]  # what precedes the first path token; the last of it is computed again, for its state
+    if cache is None:
+        cache = DynamicCache(config=model.config.text_config)
+        known, start = torch.cat([embeds, words], 1), 0
+    else:
+        cache = prefix_of(cache, before - 1, model.config.text_config)
+        known, start = torch.cat([embeds, words], 1)[:, before - 1 :], before - 1
+
+    def run(inputs: Tensor, begin: int) -> Tensor:
+        end, rows = begin + inputs.shape[1], len(inputs)
+        out = model.model.language_model(
+            inputs_embeds=inputs,
+            attention_mask=mask[:, :end].expand(rows, -1),
+            position_ids=positions[:, begin:end].expand(rows, -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state[:, -1]
+
+    state = run(known[:, : before - start], start)
+    if futures > 1:
+        cache.batch_repeat_interleave(futures)
+        state = state.repeat_interleave(futures, 0)
+    found: list[dict[str, Tensor]] = []
+    for place in range(places[0], places[-1] + 1):
+        inputs = words[:, place : place + 1].expand(futures, -1, -1)
+        if place in places:
+            step = None if noise is None else noise[:, :, min(len(found), noise.shape[2] - 1)]
+            found.append(path.points(state, step))
+            if code is not None:
+                inputs = inputs + code(found[-1]["points"].unsqueeze(2)).to(inputs)
+        if place < places[-1]:
+            state = run(inputs, prompt + place)
+    return {name: torch.stack([step[name] for step in found], 1) for name in found[0]}
+
+
+def prefix_of(cache: DynamicCache, length: int, config: Any, row: int = 0) -> DynamicCache:
+    """A cache of its own with the first `length` places of one row."""
+    copy = DynamicCache(config=config)
+    for number, layer in enumerate(cache.layers):
+        copy.update(layer.keys[row : row + 1, :, :length].clone(), layer.values[row : row + 1, :, :length].clone(), number)
+    return copy
+
+
+def padded(rows: list[Tensor | None], steps: int, futures: int, like: Tensor, tail: tuple[int, ...]) -> Tensor:
+    """Rows (S, m, 2, …) of different length → (B, S, 2, T, …), T the longest but at least `steps`, NaN where a row has no step."""
+    longest = max([steps, *(row.shape[1] for row in rows if row is not None)])
+    out = torch.full((len(rows), futures, longest, *tail), float("nan"), device=like.device)
+    for number, row in enumerate(rows):
+        if row is not None:
+            out[number, :, : row.shape[1]] = row
+    return out.transpose(2, 3)

@@ -1,0 +1,50 @@
+"""The loss of the paths in a batch, whatever rows, packs and turns their tokens stand in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.trajectory import hand_states
+
+
+def path_loss(
+    model: Any,
+    hidden: Tensor,
+    input_ids: Tensor | None,
+    labels: Tensor,
+    trajectories: Tensor | None,
+    valid: Tensor | None,
+    noise: Tensor | None = None,
+    count: Tensor | int | None = None,
+) -> dict[str, Tensor]:
+    """Terms of the head's loss on every supervised path of a batch, weighted as the config says.
+
+    hidden (B, L, D); input_ids and labels (B, L); trajectories (M, 2, T, 2) of all paths in input_ids, in order; valid (M, 2, T). `count`: valid
+    hand-steps of the global batch. A batch without paths costs zero, but reaches every parameter of the head. Raises ValueError
+    when tokens and paths do not agree.
+    """
+    settings, head = model.config.trajectory, model.trajectory_head
+    layout = settings.get("hand_layout", "left_right")
+    if trajectories is None or input_ids is None:
+        states = hand_states(hidden[:1, :1] * 0, layout)
+        empty = head.loss(states.float(), states.new_zeros(1, 2, 1, 2).float(), states.new_zeros(1, 2, 1).bool())
+        return {name: value * 0 for name, value in empty.items() if name != "points" and value.dim() == 0}
+    paths, _, steps, _ = trajectories.shape
+    rows, places = (input_ids == model.config.trajectory_token_id).nonzero(as_tuple=True)
+    if len(rows) != paths * steps:
+        raise ValueError(
+            f"the conversations have {len(rows)} path tokens but {paths} paths of {steps} steps came with them; build the batch with this "
+            "model's own processor, and do not cut conversations to a length"
+        )
+    states = hidden[rows, places - 1].reshape(paths, steps, -1)  # the state that predicts a token
+    supervised = (labels[rows, places] != -100).reshape(paths, steps).all(1)
+    known = torch.ones(trajectories.shape[:3], dtype=torch.bool, device=hidden.device) if valid is None else valid.bool()
+    known = known & supervised[:, None, None]
+    terms = head.loss(
+        hand_states(states, layout), trajectories, known, noise=noise, compat=settings.get("compat"), num_items_in_batch=count
+    )
+    weight = settings.get("weight", 1.0)
+    return {name: value if name == "points" else weight * value for name, value in terms.items() if name in ("points",) or value.dim() == 0}
