@@ -43,9 +43,25 @@ def matrix_to_rotation_6d(matrix: torch.Tensor, order: Order6D = "column") -> to
 
 
 def axis_angle_to_matrix(axis_angle: torch.Tensor) -> torch.Tensor:
-    """Axis-angle (…, 3) radians → rotation matrices (…, 3, 3) (Rodrigues); gradients are finite and right at zero."""
+    """Axis-angle (…, 3) radians → rotation matrices (…, 3, 3), by Rodrigues: R = I + s·[a]ₓ + c·[a]ₓ² with s = sin θ / θ and
+    c = (1 − cos θ) / θ².
+
+    Near zero s and c come from their series, so the gradients are right there to the last digit.
+    """
     _expect(axis_angle, (3,), "axis_angle_to_matrix")
-    return roma.rotvec_to_rotmat(axis_angle)
+    square = (axis_angle * axis_angle).sum(-1, keepdim=True)
+    small = square < 1e-4
+    safe = torch.where(small, torch.ones_like(square), square)
+    angle = safe.sqrt()
+    half = torch.sin(0.5 * angle)
+    s = torch.where(small, 1 - square / 6 * (1 - square / 20), torch.sin(angle) / angle)
+    c = torch.where(small, 0.5 - square / 24 * (1 - square / 30), 2 * half * half / safe)
+    x, y, z = axis_angle.unbind(-1)
+    s, c = s.squeeze(-1), c.squeeze(-1)
+    xx, yy, zz, xy, xz, yz = c * x * x, c * y * y, c * z * z, c * x * y, c * x * z, c * y * z
+    sx, sy, sz = s * x, s * y, s * z
+    flat = torch.stack([1 - yy - zz, xy - sz, xz + sy, xy + sz, 1 - xx - zz, yz - sx, xz - sy, yz + sx, 1 - xx - yy], -1)
+    return flat.unflatten(-1, (3, 3))
 
 
 def matrix_to_axis_angle(matrix: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pose_tools.body_models import skinning
+from pose_tools.geometry import axis_angle_to_matrix
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def as_rotations(pose: torch.Tensor, count: int, name: str, matrices: bool) -> t
             f"{name} has shape {shape}: expected rotation matrices (B, {count}, 3, 3)" + (" or (B, 3, 3)" if count == 1 else "")
         )
     if shape[1:] in ((3 * count,), (count, 3)):
-        return skinning.rotations_from_axis_angle(pose.reshape(-1, count, 3))
+        return axis_angle_to_matrix(pose.reshape(-1, count, 3))
     raise ValueError(
         f"{name} has shape {shape}: expected axis-angle (B, {3 * count}); rotation matrices need pose_format='rotation_matrix'"
     )

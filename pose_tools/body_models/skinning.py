@@ -176,25 +176,3 @@ def _skin_backward(grad: torch.Tensor, rest: torch.Tensor, world: torch.Tensor, 
         work[:, :, 3] = rows
         torch.mm(work.view(-1, count), arrays.weights.T, out=grad_flat[12 * part.start : 12 * part.stop])
     return grad_feature, grad_flat.view(batch, 12, joints).transpose(1, 2).reshape(batch, joints, 3, 4)
-
-
-def rotations_from_axis_angle(axis_angle: torch.Tensor) -> torch.Tensor:
-    """Rotation matrices (…, 3, 3) from axis-angle (…, 3) radians, by Rodrigues: R = I + s·[a]ₓ + c·[a]ₓ² with s = sin θ / θ and
-    c = (1 − cos θ) / θ².
-
-    Near zero s and c come from their series, so the slopes are right there to the last digit: `geometry.axis_angle_to_matrix`
-    loses their first-order part below 1e-6 radians (1e-6 in the recorded gradients).
-    """
-    square = (axis_angle * axis_angle).sum(-1, keepdim=True)
-    small = square < 1e-4
-    safe = torch.where(small, torch.ones_like(square), square)
-    angle = safe.sqrt()
-    half = torch.sin(0.5 * angle)
-    s = torch.where(small, 1 - square / 6 * (1 - square / 20), torch.sin(angle) / angle)
-    c = torch.where(small, 0.5 - square / 24 * (1 - square / 30), 2 * half * half / safe)
-    x, y, z = axis_angle.unbind(-1)
-    s, c = s.squeeze(-1), c.squeeze(-1)
-    xx, yy, zz, xy, xz, yz = c * x * x, c * y * y, c * z * z, c * x * y, c * x * z, c * y * z
-    sx, sy, sz = s * x, s * y, s * z
-    flat = torch.stack([1 - yy - zz, xy - sz, xz + sy, xy + sz, 1 - xx - zz, yz - sx, xz - sy, yz + sx, 1 - xx - yy], -1)
-    return flat.unflatten(-1, (3, 3))

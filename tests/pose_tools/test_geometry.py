@@ -82,6 +82,18 @@ def test_the_chain_through_both_is_the_identity_at_zero():
     assert (jacobian - torch.eye(3, dtype=torch.float64)).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-7, 9e-3, 1.1e-2])
+def test_the_slope_near_zero_is_that_of_the_matrix_exponential(size):
+    x = torch.tensor([size, -0.5 * size, 0.25 * size], dtype=torch.float64)
+
+    def exponential(v):
+        zero = torch.zeros((), dtype=v.dtype)
+        return torch.linalg.matrix_exp(torch.stack([zero, -v[2], v[1], v[2], zero, -v[0], -v[1], v[0], zero]).view(3, 3))
+
+    slope, expected = (torch.autograd.functional.jacobian(f, x) for f in (axis_angle_to_matrix, exponential))
+    assert (slope - expected).abs().max() < 1e-14
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_6d_round_trip_and_batch_equals_single(order, count):
