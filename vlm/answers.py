@@ -70,12 +70,14 @@ class TrajectoryAnswer:
     """Where the hands go: `points` (2, T, 2) pixels of the original (last observed) frame, hands left, right.
 
     `spread` (2, T) pixels, one standard deviation (the root mean square of both axes), or None where the model does not tell;
-    `presence` (2, T), the probability that there is such a hand, or None.
+    `presence` (2, T), the probability that there is such a hand, or None. `samples` (S, 2, T, 2): further futures, in the same pixels, or
+    None where one was asked for.
     """
 
     points: np.ndarray
     spread: np.ndarray | None = None
     presence: np.ndarray | None = None
+    samples: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,14 @@ def _between(text: str, before: dict[str, Any] | None, part: dict[str, Any], pie
 @dataclass(frozen=True, eq=False)
 class Paths:
     """What a path head gave for an answer: `points` (2, T, 2) and `spread` (2, T, 2) in units of the grid, `presence` (2, T); NaN rows at
-    the end where it wrote fewer path tokens. `steps`: tokens that make one path; another number of them is no answer."""
+    the end where it wrote fewer path tokens. `steps`: tokens that make one path; another number of them is no answer. `samples`
+    (S, 2, T, 2): the points of further futures."""
 
     points: np.ndarray
     spread: np.ndarray | None = None
     presence: np.ndarray | None = None
     steps: int | None = None
+    samples: np.ndarray | None = None
 
     @classmethod
     def of(cls, output: Any, row: int = 0, future: int = 0, steps: int | None = None) -> Paths | None:
@@ -180,7 +184,8 @@ class Paths:
             return None
         found = (getattr(output, name)[row, future] for name in ("trajectories", "trajectory_spread", "trajectory_presence"))
         points, spread, presence = (value.float().cpu().numpy() for value in found)
-        return cls(points, None if np.isnan(spread).all() else spread, presence, steps)
+        others = np.delete(output.trajectories[row].float().cpu().numpy(), future, axis=0)
+        return cls(points, None if np.isnan(spread).all() else spread, presence, steps, others if len(others) else None)
 
 
 def parse(text: str, view: View | None, dialect: str, trajectories: np.ndarray | Paths | None = None) -> list[Answer]:
@@ -190,7 +195,8 @@ def parse(text: str, view: View | None, dialect: str, trajectories: np.ndarray |
     the grid's sides, hands left, right, one step per `<hand_traj>` of the text, or with all that the head says, Paths. Raises
     ValueError for an unknown dialect.
     """
-    paths = Paths(np.asarray(trajectories, dtype=float)) if trajectories is not None and not isinstance(trajectories, Paths) else trajectories
+    given = trajectories is None or isinstance(trajectories, Paths)
+    paths = cast(Paths | None, trajectories) if given else Paths(np.asarray(trajectories, dtype=float))
     reader = _Reader(view, _known(dialect), paths)
     if _NOTHING.fullmatch(text):
         return [NoneAnswer()]
@@ -304,7 +310,9 @@ class _Reader:
         if not np.isfinite(points).all():
             return Unparsed(tokens, f"a trajectory of {steps} steps with points that are no numbers")
         presence = None if self.paths.presence is None else np.asarray(self.paths.presence[:, start : start + steps], dtype=float)
-        return TrajectoryAnswer(self.view.to_original(points * self.view.out), self._spread(start, steps), presence)
+        others = None if self.paths.samples is None else np.asarray(self.paths.samples[:, :, start : start + steps], dtype=float)
+        samples = None if others is None else self.view.to_original(others * self.view.out)
+        return TrajectoryAnswer(self.view.to_original(points * self.view.out), self._spread(start, steps), presence, samples)
 
     def _spread(self, start: int, steps: int) -> np.ndarray | None:
         """Deviations in pixels of the picture: those of the grid, scaled as the view scales areas."""

@@ -148,8 +148,8 @@ def open_clip(path: str | Path, limits: Limits | None = None, *, count: int = OB
                 f"{Path(path).name}: frames of {info.width}x{info.height}; at most {limits.pixels / 1e6:.0f} megapixels are taken, "
                 "make it smaller first"
             )
-    frames, times, _ = observe(path, count=count, rate=rate)
-    return Medium(tuple(frames), tuple(float(time - times[-1]) for time in times), Path(path).name)
+    frames, times, info = observe(path, count=count, rate=rate)
+    return Medium(frames, tuple(float(time - times[-1]) for time in times), Path(path).name, info.notes)
 
 
 def _check_size(path: str | Path, limits: Limits) -> None:

@@ -25,7 +25,8 @@ def describe(answer: Answer, medium: Medium | None = None) -> str:
     if isinstance(answer, TextAnswer):
         return answer.text
     if isinstance(answer, TrajectoryAnswer):
-        return "; ".join(_path_words(answer, hand) for hand in _shown_hands(medium)) or "a path, but no hand is seen in the clip"
+        hands = np.flatnonzero(there(answer, medium).any(1))
+        return "; ".join(_path_words(answer, hand) for hand in hands) or "a path, but of no hand that is seen"
     if isinstance(answer, TimeAnswer):
         return f"at {100 * answer.fraction:.0f} % of the clip"
     return f"not understood: {answer.text!r} ({answer.reason})" if isinstance(answer, Unparsed) else f"asks for the tool {answer.name}"
@@ -34,8 +35,8 @@ def describe(answer: Answer, medium: Medium | None = None) -> str:
 def as_json(answer: Answer, medium: Medium | None = None) -> dict[str, Any]:
     """An answer as json: pixels of the picture or last observed frame, unrounded.
 
-    A trajectory has `points` (2, T, 2), `spread` (2, T) or null, `hands` (left, right) and `valid` (2, T): inside the frame, of a hand
-    that is seen somewhere in the clip (as far as `medium` tells).
+    A trajectory has `points` (2, T, 2), `spread` (2, T) and `samples` (S, 2, T, 2) or null, `hands` (left, right), and `valid` (2, T):
+    inside the frame, of a hand that is there (see `valid_steps`).
     """
     if isinstance(answer, BoxAnswer):
         return {"type": "box", "bbox_xyxy": [float(value) for value in answer.box.bbox_xyxy], "label": answer.box.label}
@@ -49,12 +50,12 @@ def as_json(answer: Answer, medium: Medium | None = None) -> dict[str, Any]:
         return {"type": "time", "fraction": answer.fraction}
     if isinstance(answer, ToolCallAnswer):
         return {"type": "tool_call", "name": answer.name, "arguments": answer.arguments}
-    spread = spread_of(answer)
     return {
         "type": "trajectory",
         "hands": list(SIDES),
         "points": np.asarray(answer.points, float).tolist(),
-        "spread": None if spread is None else spread.tolist(),
+        "spread": None if answer.spread is None else answer.spread.tolist(),
+        "samples": None if answer.samples is None else answer.samples.tolist(),
         "valid": valid_steps(answer, medium).tolist(),
     }
 
@@ -90,30 +91,23 @@ def drawn_clip(medium: Medium, answers: Sequence[Answer]) -> list[np.ndarray]:
 
 
 def paths_of(answer: TrajectoryAnswer, medium: Medium) -> Paths:
-    """What is drawn of a trajectory: the hands that are seen in the clip, from where they are now."""
-    hands = _shown_hands(medium)
-    valid = np.isfinite(answer.points).all(-1) & np.isin(np.arange(2), hands)[:, None]
-    return Paths(np.asarray(answer.points, float), valid, medium.now, spread_of(answer), getattr(answer, "samples", None))
-
-
-def spread_of(answer: TrajectoryAnswer) -> np.ndarray | None:
-    """(2, T) pixels: one standard deviation of the model's futures, None where it has one future only."""
-    spread = getattr(answer, "spread", None)
-    return None if spread is None else np.asarray(spread, float)
+    """What is drawn of a trajectory: the hands that are there, from where they are now."""
+    return Paths(answer.points, there(answer, medium), medium.now, answer.spread, answer.samples)
 
 
 def valid_steps(answer: TrajectoryAnswer, medium: Medium | None) -> np.ndarray:
-    """(2, T) bool: points inside the frame, of a hand that is seen."""
-    points = np.asarray(answer.points, float)
-    valid = np.isfinite(points).all(-1) & np.isin(np.arange(2), _shown_hands(medium))[:, None]
-    if medium is not None:
-        valid &= ((points >= 0) & (points < medium.size)).all(-1)
-    return valid
+    """(2, T) bool: points inside the frame, of a hand that is there."""
+    valid = there(answer, medium)
+    return valid if medium is None else valid & ((answer.points >= 0) & (answer.points < medium.size)).all(-1)
 
 
-def _shown_hands(medium: Medium | None) -> list[int]:
-    """Numbers of the hands that are seen in a clip, both where nobody looked."""
-    return [0, 1] if medium is None or not medium.is_clip else np.flatnonzero(medium.seen).tolist()
+def there(answer: TrajectoryAnswer, medium: Medium | None) -> np.ndarray:
+    """(2, T) bool: steps of a hand that is seen in some frame of the clip, and that the model rather thinks is there then, both as far
+    as anybody tells."""
+    valid = np.isfinite(answer.points).all(-1)
+    if answer.presence is not None:
+        valid &= answer.presence >= 0.5
+    return valid if medium is None or not medium.is_clip else valid & medium.seen[:, None]
 
 
 def _path_words(answer: TrajectoryAnswer, hand: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import gradio as gr
 import numpy as np
 
@@ -29,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 LIMITS = Limits(pixels=24_000_000, seconds=60, megabytes=64)
 """What visitors may upload."""
-VISITORS, WAITING, FORGET = 24, 24, 3600
+VISITORS, WAITING, FORGET = 8, 24, 3600
 """Sessions kept at a time, questions that may wait, seconds until a session and its files are forgotten."""
+LONGEST = 1600
+"""Longer side of the pictures that are shown, pixels."""
 SUFFIXES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"]
 WELCOME = "### What do you want to know?\nAsk where a hand is, what it holds, or — of a clip — where it will go."
 OURS = "Something went wrong in the program, not in your question: its terminal says what; please ask again."
@@ -61,8 +64,9 @@ class Files:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def picture(self, image: np.ndarray) -> str:
-        path = self._new(".png")
-        write_image(path, image)
+        path, shrink = self._new(".png"), min(1.0, LONGEST / max(image.shape[:2]))
+        size = (max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink)))
+        write_image(path, cv2.resize(image, size, interpolation=cv2.INTER_AREA) if shrink < 1 else image)
         return str(path)
 
     def clip(self, frames: Sequence[np.ndarray]) -> str:

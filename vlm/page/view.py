@@ -12,7 +12,7 @@ from pose_tools.types import SIDES
 from vlm.agent import Step, Turn
 from vlm.answers import Answer, BoxAnswer, NoneAnswer, TrajectoryAnswer, Unparsed
 from vlm.medium import Medium
-from vlm.show import as_json, describe, valid_steps
+from vlm.show import as_json, describe, there, valid_steps
 
 Chat = tuple[dict[str, Any], ...]
 PICTURE_QUESTIONS = (
@@ -85,7 +85,7 @@ def in_words(answer: Answer, medium: Medium) -> str:
 def _path_in_words(answer: TrajectoryAnswer, medium: Medium) -> str:
     valid, now = valid_steps(answer, medium), medium.now
     lines = []
-    for hand in np.flatnonzero(medium.seen):
+    for hand in np.flatnonzero(there(answer, medium).any(1)):
         points = np.asarray(answer.points, float)[hand]
         start = now[hand] if np.isfinite(now[hand]).all() else points[0]
         places = " → ".join(f"({x:.0f}, {y:.0f})" for x, y in points)
