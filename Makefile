@@ -10,13 +10,14 @@ PY    := $(VENV)/bin/python
 # A stamp is named after what it installed: another pyproject, constraints file or torch build installs again.
 HASH := $(shell cat pyproject.toml constraints-cpu.txt scripts/install.sh | cksum | cut -d' ' -f1)-$(TORCH)
 RUN_STAMP  := $(VENV)/.installed-run-$(HASH)
+DEMO_STAMP := $(VENV)/.installed-demo-$(HASH)
 TEST_STAMP := $(VENV)/.installed-test-$(HASH)
 
 # Two workers of one thread each: faster on two cores than one process of two threads, and the same on every machine.
 TEST_ENV := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(PY) -m pytest -q -n 2 --dist loadgroup
 
-.PHONY: help run test test-all lint doctor evaluate wheel venv venv-test clean
+.PHONY: help run demo test test-all lint doctor evaluate wheel venv venv-test clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,6 +25,9 @@ help: ## this list
 
 run: venv ## four questions about hands, answered by the small model; pictures of the answers in outputs/run
 	@OMP_NUM_THREADS=1 $(PY) scripts/run_demo_questions.py --out outputs/run
+
+demo: $(DEMO_STAMP) ## a page in your browser to ask about pictures and clips (this machine only; Ctrl-C ends it)
+	@$(PY) demos/app.py --open
 
 test: venv-test ## the fast tests (no GPU, no network)
 	$(PYTEST) -m "not slow"
@@ -55,9 +59,13 @@ $(RUN_STAMP):
 	@scripts/install.sh $(VENV) hands,render $(TORCH) $(PYTHON)
 	@rm -f $(VENV)/.installed-run-* && touch $@
 
+$(DEMO_STAMP):
+	@scripts/install.sh $(VENV) hands,render,demo $(TORCH) $(PYTHON)
+	@rm -f $(VENV)/.installed-run-* $(VENV)/.installed-demo-* && touch $(RUN_STAMP) $@
+
 $(TEST_STAMP):
 	@scripts/install.sh $(VENV) hands,render,train,quant,demo,dev $(TORCH) $(PYTHON)
-	@rm -f $(VENV)/.installed-run-* $(VENV)/.installed-test-* && touch $(RUN_STAMP) $@
+	@rm -f $(VENV)/.installed-run-* $(VENV)/.installed-demo-* $(VENV)/.installed-test-* && touch $(RUN_STAMP) $(DEMO_STAMP) $@
 
 clean: ## remove build products (not .venv, not outputs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "answer": ("vlm.commands.answer", "a question about a picture"),
+    "answer": ("vlm.commands.answer", "a question about a picture or a clip"),
     "evaluate": ("vlm.commands.evaluate", "numbers for a model, beside baselines"),
     "doctor": ("pose_tools.doctor", "what is installed, what is missing, what each missing thing would enable"),
-    "demo": ("vlm.commands.demo_questions", "four questions on shipped pictures, with pictures of the answers"),
+    "demo": ("vlm.commands.demo", "a page on this machine to ask about pictures and clips"),
 }
 
 

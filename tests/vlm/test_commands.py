@@ -22,7 +22,7 @@ from tests.tiny import tiny
 from vlm import cli
 from vlm.agent import Turn
 from vlm.answers import BoxAnswer, NoneAnswer
-from vlm.commands import answer, evaluate
+from vlm.commands import answer, demo_questions, evaluate
 from vlm.commands.console import run
 from vlm.commands.demo_questions import error_text
 from vlm.commands.loading import load_model
@@ -259,7 +259,7 @@ def test_the_console_entry_names_its_commands_and_runs_them(capsys: pytest.Captu
     usage = capsys.readouterr().out
     assert all(name in usage for name in ("answer", "evaluate", "doctor", "demo"))
     assert cli.main(["doctor", "--torch"]) == 0 and f"torch {torch.__version__}" in capsys.readouterr().out
-    refused(capsys, cli.main(["demo", "--pictures", "nowhere"]), "questions.json", "clone")
+    refused(capsys, cli.main(["demo", "--model", "nowhere"]), "nowhere", "not a model folder")
 
 
 # make run
@@ -271,8 +271,8 @@ def test_the_demo_prints_and_draws_answer_and_truth(model: Path, folder: Path, t
     truth = [{"bbox_xyxy": [10, 20, 30, 40], "label": None}]
     question = {"name": "a", "image": "a.jpg", "ask": QUESTION, "tool": False, "truth": truth, "scene": record["id"]}
     (tmp_path / "questions.json").write_text(json.dumps([question]))
-    arguments = ["demo", "--model", str(model), "--pictures", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert cli.main(arguments) == 0
+    arguments = ["--model", str(model), "--pictures", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert run(demo_questions.main, arguments) == 0
     out = capsys.readouterr().out
     for words in (QUESTION, "answer  ", "truth   box: x 10 to 30, y 20 to 40", "error   ", "your own photograph"):
         assert words in out

@@ -107,8 +107,10 @@ def generation(model: Any, futures: int) -> dict[str, Any]:
 
 
 def opening(medium: Medium, processor: Any, *, tools: bool = True) -> list[dict[str, Any]]:
-    """What stands before the first question: the medium, and with `tools` the hands in it, for a model that reads them."""
+    """What stands before the first question: the medium, and with `tools` the hands in it, for a model that reads them (of a
+    clip, in as many of its last frames as the model has slots for)."""
     parts = [medium.part]
     if tools and medium.encoder in processor.pose_encoders and medium.hands is not None:
-        parts.append({"type": "pose", "encoder": medium.encoder, "tokens": medium.hands})
+        slots = processor.pose_encoders[medium.encoder]["n_tokens"]
+        parts.append({"type": "pose", "encoder": medium.encoder, "tokens": medium.hands[-slots:]})
     return parts

@@ -41,6 +41,7 @@ def user_errors() -> tuple[type[BaseException], ...]:
     from pose_tools.tool_protocol import ToolError
     from pose_tools.video import VideoError
     from vlm.evaluation.records import RecordsError
+    from vlm.examples import ExamplesError
     from vlm.medium import MediumError
     from vlm.model import CheckpointError
     from vlm.quantization import QuantizationError
@@ -48,5 +49,5 @@ def user_errors() -> tuple[type[BaseException], ...]:
 
     return (
         CommandError, DatasetError, HOIQAError, SampleError, ImageError, ToolError, RecordsError, CheckpointError, SettingsError,
-        QuantizationError, VideoError, MediumError, OSError,
+        QuantizationError, VideoError, MediumError, ExamplesError, OSError,
     )  # fmt: skip

@@ -1,30 +1,33 @@
-"""`make run`: four questions about shipped test pictures, one through a tool call; prints and draws answer and truth."""
+"""`make run`: questions about shipped test pictures and clips, one through a tool call; prints and draws answer and truth."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pose_tools.image_io import read_image, write_image
-from pose_tools.metrics import box_iou
+from pose_tools.image_io import write_image
+from pose_tools.metrics import box_iou, trajectory_errors
 from pose_tools.render import contact_sheet
+from pose_tools.render_path import CLIP_FPS, Paths
 from pose_tools.types import Box
+from pose_tools.video import write_video
 from vlm.agent import Turn
-from vlm.answers import BoxAnswer, NoneAnswer, ToolCallAnswer
+from vlm.answers import BoxAnswer, NoneAnswer, ToolCallAnswer, TrajectoryAnswer
 from vlm.commands.answer import ask
-from vlm.commands.console import ASSETS, DEFAULT_MODEL, CommandError
+from vlm.commands.console import ASSETS, DEFAULT_MODEL
 from vlm.commands.loading import load_model
-from vlm.show import describe, drawn
+from vlm.examples import Example, read_examples
+from vlm.show import describe, drawn, drawn_clip
 
 NEXT = """\
 Next:
   your own photograph     {python} scripts/answer.py --image photo.jpg --ask "Where is my left hand?" --draw answer.jpg
                           (first, once: {python} scripts/doctor.py --fetch-hand-models)
+  a page to ask on        make demo
   what is there           make doctor
   how good it is          make evaluate, and the card {card}
   train one of your own   README.md, "Train"\
@@ -32,7 +35,7 @@ Next:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="demo", description=__doc__)
+    result = argparse.ArgumentParser(prog="run_demo_questions", description=__doc__)
     result.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     result.add_argument("--pictures", type=Path, default=ASSETS / "pictures", help="a folder with questions.json and its pictures")
     result.add_argument("--out", type=Path, default=Path("outputs/run"), help="where the pictures of the answers go")
@@ -41,26 +44,26 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    list_file = options.pictures / "questions.json"
-    if not list_file.is_file():
-        raise CommandError(f"{list_file} is missing: the demo's pictures come with the repository; run `make run` in a clone of it")
+    examples = read_examples(options.pictures)
     model, processor = load_model(options.model)
     pictures, captions = [], []
-    for question in json.loads(list_file.read_text(encoding="utf-8")):
-        image = read_image(options.pictures / question["image"])
+    for example in examples:
+        medium = example.open()
         start = time.perf_counter()
-        turn = ask(model, processor, image, question["ask"], offer=None if question["tool"] else ())
+        turn = ask(model, processor, medium, example.ask, offer=None if example.tool else ())
         seconds = time.perf_counter() - start
-        truth = [Box(tuple(one["bbox_xyxy"]), one["label"]) for one in question["truth"]]
-        answer, true = "; ".join(map(describe, turn.answers)), "; ".join(describe(BoxAnswer(box)) for box in truth) or "there is none"
-        print(f"{question['ask']}    ({question['image']}, {seconds:.1f} s)")
+        error = error_text(turn, example.boxes) if example.paths is None else path_error_text(turn, example.paths)
+        answer = "; ".join(describe(answer, medium) for answer in turn.answers)
+        print(f"{example.ask}    ({example.name}, {seconds:.1f} s)")
         for step in turn.trace:
             if step.call is not None:
                 print(f"  tool    {step.call.name}({arguments_text(step.call)}) → {step.text}")
-        print(f"  answer  {answer}\n  truth   {true}\n  error   {error_text(turn, truth)}\n")
-        pictures.append(drawn(image, turn.answers, truth))
-        captions.append(f"{question['ask']}\n{error_text(turn, truth)}")
-        write_image(options.out / f"{question['name']}.png", pictures[-1])
+        print(f"  answer  {answer}\n  truth   {truth_text(example)}\n  error   {error}\n")
+        pictures.append(drawn(medium, turn.answers, example.boxes, true_paths=example.paths))
+        captions.append(f"{example.ask}\n{error}")
+        write_image(options.out / f"{example.name}.png", pictures[-1])
+        if medium.is_clip:
+            write_video(options.out / f"{example.name}.mp4", drawn_clip(medium, turn.answers), CLIP_FPS)
     write_image(options.out / "overview.png", contact_sheet(pictures, captions, columns=2, cell=480))
     print(f"Pictures of the answers (coloured) beside the truth (white, dashed): {options.out / 'overview.png'}\n")
     print(NEXT.format(python=".venv/bin/python", card=from_here(options.model / "README.md")))
@@ -75,6 +78,22 @@ def from_here(path: Path) -> Path:
 
 def arguments_text(call: ToolCallAnswer) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+
+
+def truth_text(example: Example) -> str:
+    if example.paths is not None:
+        return describe(TrajectoryAnswer(example.paths.points, presence=np.asarray(example.paths.valid, float)))
+    return "; ".join(describe(BoxAnswer(box)) for box in example.boxes) or "there is none"
+
+
+def path_error_text(turn: Turn, truth: Paths) -> str:
+    """How far the answered path is from the true one, over the valid steps of both hands: mean and last distance in pixels."""
+    said = next((answer for answer in turn.answers if isinstance(answer, TrajectoryAnswer)), None)
+    if said is None or said.points.shape != truth.points.shape:
+        return "wrong: it gives no path"
+    assert truth.valid is not None
+    found = trajectory_errors(said.points[None, None], truth.points[None], truth.valid[None])
+    return f"path: {float(found['ade']):.0f} pixels off on average (ADE), {float(found['fde']):.0f} at its end (FDE)"
 
 
 def error_text(turn: Turn, truth: Sequence[Box]) -> str:
