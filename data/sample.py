@@ -8,7 +8,7 @@
     {"type": "pose", "encoder": str, "tokens": (n, d) float array | None}      None: the specialist found nothing
     {"type": "box", "bbox_xyxy": [x1, y1, x2, y2], "label": str?}               answers only, original pixels of image 0
     {"type": "none"}                                                            answers only: there is no such thing
-    {"type": "trajectory", "points": (2, T, 2), "valid": (2, T) bool?}          answers only: hands left, right; pixels of the clip's last frame
+    {"type": "trajectory", "points": (2, T, 2), "valid": (2, T) bool?}          answers only: left, right; pixels of the last frame
     {"type": "tool_call", "name": str, "arguments": dict}                       answers only
 
 A geometric part that was read from a file as text may carry `"verbatim": str, "dialect": str`: a renderer of the same

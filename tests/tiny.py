@@ -76,3 +76,33 @@ def tiny(kind: str = "small", seed: int = 0, **changes):
     settings = BuildSettings(language_model=llama, vocab_size=1500, **(KINDS[kind] | changes))
     model, processor = build(settings, TEXTS)
     return model.eval(), processor
+
+
+TRACK = {"track": {"dim": 11, "n_tokens": 6, "box_columns": [0, 6], "score_column": 5, "weights_hash": "test"}}
+CLIP_KINDS = {
+    "path": {"clip": {"slow_frames": 1, "slow": "last", "pool": 1}, "trajectory": {"head": "path", "steps": 4, "rate": 4.0}},
+    "fed back": {
+        "clip": {"slow_frames": 2, "pool": 2},
+        "trajectory": {"head": "cvae", "steps": 4, "rate": 4.0, "position_code": "fourier", "options": {"hidden": 16, "latent": 8}},
+    },
+    "published": {
+        "clip": {"slow_frames": 4, "pool": 2, "duplicates": 10},
+        "trajectory": {
+            "head": "cvae",
+            "steps": 4,
+            "rate": 4.0,
+            "position_code": "handsonvlm",
+            "hand_layout": "right_left_interleaved",
+            "compat": "handsonvlm_fp32",
+            "options": {"hidden": 16, "latent": 8},
+        },
+    },
+    "mlp": {"clip": {"slow_frames": 1}, "trajectory": {"head": "mlp", "steps": 3, "rate": 2.0, "options": {"hidden": 16}}},
+}
+"""Kinds of models that read clips and write paths."""
+
+
+def tiny_clips(kind: str = "path", seed: int = 0, **changes):
+    """(model, processor) of a kind of CLIP_KINDS with the small tower and track tokens of three frames."""
+    encoders = {"pose_encoders": DETECTION | TRACK}
+    return tiny("small", seed, **(encoders | CLIP_KINDS[kind] | changes))

@@ -122,7 +122,8 @@ class Agent:
             if not asked or calls_left < len(asked):
                 if asked:
                     answers = [Unparsed(written, f"asked for more than {self.max_calls} tool calls in one turn")]
-                said = assistant(*_as_parts(answers, written)) if any(isinstance(a, TrajectoryAnswer) for a in answers) else assistant(written)
+                with_path = any(isinstance(answer, TrajectoryAnswer) for answer in answers)
+                said = assistant(*_as_parts(answers, written)) if with_path else assistant(written)
                 return Turn(answers, written, trace, [*messages, said])
             if media is None:
                 media = self._pictures(messages)

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from vlm.answers import TRAJECTORY_TOKEN
 from vlm.config import HandVLMConfig
+from vlm.extend import add_slots, clip_for_processor
 from vlm.model import CheckpointError, HandVLM
 from vlm.processor import HandVLMProcessor, pose_token
 from vlm.small_tokenizer import number_token_ids, train_tokenizer
@@ -47,6 +49,8 @@ class BuildSettings:
     projector_norm: bool = False
     grid_position: float = 0.0
     pose_encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    clip: dict[str, Any] | None = None
+    trajectory: dict[str, Any] | None = None
     number_sigma: float = 0.0
     template: str = "chat"
     dialect: str = "norm1000"
@@ -57,8 +61,7 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
     tokenizer = (
         train_tokenizer(texts, settings.vocab_size) if settings.tokenizer == "train" else AutoTokenizer.from_pretrained(settings.tokenizer)
     )
-    slots = ["<image>", *map(pose_token, settings.pose_encoders)]
-    tokenizer.add_special_tokens({"additional_special_tokens": [t for t in slots if t not in tokenizer.get_vocab()]})
+    add_slots(tokenizer, ["<image>", *map(pose_token, settings.pose_encoders)], settings.trajectory is not None)
 
     language_model = _pretrained(AutoModelForCausalLM, settings.language_model)
     vision_tower = _pretrained(AutoModel, settings.vision_tower)
@@ -83,6 +86,9 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
         grid_position=settings.grid_position,
         pose_encoders=settings.pose_encoders,
         pose_token_ids={name: tokenizer.convert_tokens_to_ids(pose_token(name)) for name in settings.pose_encoders},
+        clip=settings.clip,
+        trajectory=settings.trajectory,
+        trajectory_token_id=tokenizer.convert_tokens_to_ids(TRAJECTORY_TOKEN) if settings.trajectory else None,
         number_token_ids=number_token_ids(tokenizer),
         number_sigma=settings.number_sigma,
         tie_word_embeddings=bool(getattr(text_config, "tie_word_embeddings", False)),
@@ -115,6 +121,8 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
         pose_encoders=settings.pose_encoders,
         template=settings.template,
         dialect=settings.dialect,
+        clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
+        trajectory_steps=settings.trajectory["steps"] if settings.trajectory else None,
     )
     return model, processor
 

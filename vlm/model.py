@@ -17,8 +17,8 @@ from vlm.generation import PathGeneration
 from vlm.loss import token_losses
 from vlm.trajectory import HEADS
 from vlm.trajectory_code import TrajectoryCode, handsonvlm_points
-from vlm.trajectory_loss import path_loss
 from vlm.trajectory_decoding import TrajectoryCache
+from vlm.trajectory_loss import path_loss
 from vlm.vision import patch_features, reduce_tokens, set_output_norm_eps, slow_fast_parts
 
 

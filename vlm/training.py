@@ -23,7 +23,8 @@ from transformers.utils.logging import disable_progress_bar
 from pose_tools.files import write_text
 from vlm import adapters
 from vlm import settings as settings_io
-from vlm.build import BuildSettings, build
+from vlm.build import build
+from vlm.extend import extend
 from vlm.model import HandVLM
 from vlm.parts import apply_parts, embedding_prefix, format_plan, plan
 from vlm.processor import HandVLMProcessor
@@ -192,11 +193,18 @@ def planned_steps(settings: FinetuneSettings, rows: TrainingRows, processes: int
     return math.ceil(settings.epochs * pictures / (settings.batch_size * settings.accumulate * processes))
 
 
-def build_new(parts: BuildSettings, settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
-    """The new model that `parts` describe, in memory; fresh weights are a function of the seed, a fresh tokenizer of the data."""
+def make_start(settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
+    """The model a run starts from, in memory: built, extended, or as it was; fresh weights are a function of the seed, a fresh
+    tokenizer of the data."""
     set_seed(settings.seed)
     samples = TrainingRows(settings.data, None, seed=settings.seed, length=0)
-    return build(parts, texts(samples, settings.tokenizer_rows) if parts.tokenizer == "train" else ())
+    if settings.build is not None:
+        return build(settings.build, texts(samples, settings.tokenizer_rows) if settings.build.tokenizer == "train" else ())
+    model, processor = load_start(settings, Path(settings.model or ""))
+    if settings.extend is None:
+        return model, processor
+    words = texts(samples, settings.tokenizer_rows) if settings.extend.tokenizer == "retrain" else ()
+    return extend(model, processor, settings.extend, words)
 
 
 def load_start(settings: FinetuneSettings, start: Path) -> tuple[HandVLM, HandVLMProcessor]:
@@ -207,14 +215,15 @@ def load_start(settings: FinetuneSettings, start: Path) -> tuple[HandVLM, HandVL
 
 
 def _start_folder(settings: FinetuneSettings, arguments: TrainingArguments, folder: RunFolder) -> Path:
-    """The folder of the model a run starts from; a run with `build` makes it once, inside its own folder."""
-    if settings.model is not None:
+    """The folder of the model a run starts from; a run with `build` or `extend` makes it once, inside its own folder."""
+    if settings.build is None and settings.extend is None:
+        assert settings.model is not None
         return Path(settings.model).absolute()
     start = folder.path / START
     with arguments.main_process_first(desc="building the model"):
-        if settings.build is not None and not start.is_dir():
+        if not start.is_dir():
             logger.info("building a new model in %s", start)
-            model, processor = build_new(settings.build, settings)
+            model, processor = make_start(settings)
             with folder.saving("the new model") as staging:
                 model.save_pretrained(staging / START)
                 processor.save_pretrained(staging / START)

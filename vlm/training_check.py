@@ -12,7 +12,7 @@ import numpy as np
 from data.groups import DatasetError
 from vlm.packing import IGNORED
 from vlm.parts import embedding_prefix, format_plan, plan
-from vlm.training import build_new, choose_what_trains, load_start, planned_steps
+from vlm.training import choose_what_trains, make_start, planned_steps
 from vlm.training_data import TrainingRows, show_row
 from vlm.training_settings import FinetuneSettings
 
@@ -26,7 +26,7 @@ def check(settings: FinetuneSettings, processes: int = 1) -> Iterator[str]:
     Raises what the run itself would raise, and DatasetError when pictures are missing.
     """
     yield _files(TrainingRows(settings.data, None, seed=settings.seed, length=0))
-    model, processor = build_new(settings.build, settings) if settings.build else load_start(settings, Path(settings.model or ""))
+    model, processor = make_start(settings)
     rows = TrainingRows(settings.data, processor, seed=settings.seed, length=0)
     steps = planned_steps(settings, rows, processes)
     per_step = settings.batch_size * settings.accumulate * processes

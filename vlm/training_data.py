@@ -28,7 +28,7 @@ from vlm.settings import SettingsError
 class DatasetSettings:
     """One data set of the mixture; see `data.groups.open_groups` for `kind`, `path`, `split`, `kinds`, `limit`, `options`."""
 
-    kind: Literal["synthetic_referral", "tool_dialogues", "trusted_detections", "hoi_qa"]
+    kind: Literal["synthetic_referral", "tool_dialogues", "trusted_detections", "hoi_qa", "clip_trajectory"]
     path: str
     name: str | None = None
     """In logs and errors; the kind if not given. The order of draws depends on it."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vlm.adapters import LoraSettings
 from vlm.build import BuildSettings
+from vlm.extend import ExtendSettings
 from vlm.parts import PartsSettings
 from vlm.training_data import DataSettings
 
@@ -30,12 +31,14 @@ class OptimizerSettings:
 
 @dataclass
 class FinetuneSettings:
-    """One run. `model` is a HandVLM folder to start from, or `build` says what to make a new one of."""
+    """One run. `model` is a HandVLM folder to start from, `extend` what it is given beside what it has, or `build` says what to make a
+    new one of."""
 
     output: str
     data: DataSettings
     model: str | None = None
     build: BuildSettings | None = None
+    extend: ExtendSettings | None = None
     parts: PartsSettings = field(default_factory=PartsSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -72,6 +75,8 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.build is None):
             raise ValueError("give either 'model' (a HandVLM folder to start from) or 'build' (what to make a new one of)")
+        if self.extend is not None and self.model is None:
+            raise ValueError("'extend' adds to a 'model'; a new one gets clip, trajectory and pose_encoders in 'build'")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either 'steps' or 'epochs'")
         for name in ("steps", "epochs", "batch_size", "accumulate", "log_every", "save_every", "keep", "validate_every"):

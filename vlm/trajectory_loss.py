@@ -22,9 +22,9 @@ def path_loss(
 ) -> dict[str, Tensor]:
     """Terms of the head's loss on every supervised path of a batch, weighted as the config says.
 
-    hidden (B, L, D); input_ids and labels (B, L); trajectories (M, 2, T, 2) of all paths in input_ids, in order; valid (M, 2, T). `count`: valid
-    hand-steps of the global batch. A batch without paths costs zero, but reaches every parameter of the head. Raises ValueError
-    when tokens and paths do not agree.
+    hidden (B, L, D); input_ids and labels (B, L); trajectories (M, 2, T, 2) of all paths in input_ids, in order; valid (M, 2, T).
+    `count`: valid hand-steps of the global batch. A batch without paths costs zero, but reaches every parameter of the head. Raises
+    ValueError when tokens and paths do not agree.
     """
     settings, head = model.config.trajectory, model.trajectory_head
     layout = settings.get("hand_layout", "left_right")

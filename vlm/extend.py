@@ -1,0 +1,130 @@
+"""A trained HandVLM given more to see or to say: clips, paths, pose encoders, other words. What it knew stays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlm.answers import TRAJECTORY_TOKEN
+from vlm.config import HandVLMConfig
+from vlm.model import HandVLM
+from vlm.processor import HandVLMProcessor, pose_token
+from vlm.small_tokenizer import number_token_ids, train_tokenizer
+
+
+@dataclass
+class ExtendSettings:
+    """`clip`, `trajectory`: as in HandVLMConfig; `pose_encoders`: more of them. `tokenizer`: "keep" adds the new tokens to the one
+    there is, "retrain" makes another of the training texts with `vocab_size` tokens, for models with a small tokenizer of their own:
+    known tokens keep their rows, new ones start as the mean of what they were written with before."""
+
+    clip: dict[str, Any] | None = None
+    trajectory: dict[str, Any] | None = None
+    pose_encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokenizer: Literal["keep", "retrain"] = "keep"
+    vocab_size: int = 3000
+
+
+def extend(
+    model: HandVLM, processor: HandVLMProcessor, settings: ExtendSettings, texts: Iterable[str] = ()
+) -> tuple[HandVLM, HandVLMProcessor]:
+    """A new model and processor; `texts` are read only to retrain the tokenizer. Fresh parts use torch's global seed.
+
+    Raises ValueError for a pose encoder that is there already.
+    """
+    encoders = dict(model.config.pose_encoders)
+    known = sorted(set(encoders) & set(settings.pose_encoders))
+    if known:
+        raise ValueError(f"extend.pose_encoders: the model already has {', '.join(known)}; give the new ones other names")
+    encoders |= settings.pose_encoders
+    old = processor.tokenizer
+    new = copy.deepcopy(old) if settings.tokenizer == "keep" else train_tokenizer(texts, settings.vocab_size)
+    new_words = settings.tokenizer == "retrain"
+    trajectory = settings.trajectory or model.config.trajectory
+    add_slots(new, [processor.image_token, *map(pose_token, encoders)], trajectory is not None)
+    config = _config(model.config, new, processor, encoders, settings.clip or model.config.clip, trajectory, new_words)
+    extended = HandVLM(config).to(model.dtype)
+    _copy(model, extended, old, new)
+    return extended, _processor(processor, new, config)
+
+
+def add_slots(tokenizer: Any, slots: list[str], paths: bool) -> None:
+    """Gives a tokenizer the markers of pictures and poses, and that of a path's points, which stays in decoded text."""
+    vocabulary = tokenizer.get_vocab()
+    tokenizer.add_special_tokens({"additional_special_tokens": [slot for slot in slots if slot not in vocabulary]})
+    if paths and TRAJECTORY_TOKEN not in vocabulary:
+        tokenizer.add_tokens([TRAJECTORY_TOKEN])
+
+
+def clip_for_processor(clip: dict[str, Any] | None, image_seq_length: int, token_reducer: str) -> dict[str, Any] | None:
+    """The config's `clip` with what the processor needs beside it, the patches of a frame."""
+    return None if clip is None else {**clip, "patches": image_seq_length * (4 if token_reducer == "merge-4" else 1)}
+
+
+def _config(
+    old: HandVLMConfig, tokenizer: Any, processor: HandVLMProcessor, encoders: dict, clip: Any, trajectory: Any, retrained: bool
+) -> HandVLMConfig:
+    config = copy.deepcopy(old)
+    config.text_config.vocab_size = len(tokenizer) if retrained else max(old.text_config.vocab_size, len(tokenizer))
+    number = tokenizer.convert_tokens_to_ids
+    config.image_token_id = number(processor.image_token)
+    config.pose_encoders, config.pose_token_ids = encoders, {name: number(pose_token(name)) for name in encoders}
+    config.number_token_ids = number_token_ids(tokenizer) if old.number_token_ids else None
+    config.clip, config.trajectory = clip, trajectory
+    config.trajectory_token_id = number(TRAJECTORY_TOKEN) if trajectory is not None else None
+    config.pad_token_id, config.eos_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id
+    return config
+
+
+def _processor(old: HandVLMProcessor, tokenizer: Any, config: HandVLMConfig) -> HandVLMProcessor:
+    names = (
+        "image_size", "image_seq_length", "view", "interpolation", "image_mean", "image_std", "image_token", "template", "dialect",
+        "max_question_characters",
+    )  # fmt: skip
+    kept = {name: getattr(old, name) for name in names}
+    return HandVLMProcessor(
+        tokenizer=tokenizer,
+        chat_template=old.chat_template,
+        pose_encoders=config.pose_encoders,
+        clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
+        trajectory_steps=config.trajectory["steps"] if config.trajectory else None,
+        **kept,
+    )
+
+
+@torch.no_grad()
+def _copy(source: HandVLM, target: HandVLM, old: Any, new: Any) -> None:
+    """All tensors of the source; of the vocabulary's tables row by row."""
+    tables = {id(source.get_input_embeddings().weight), id(source.get_output_embeddings().weight)}
+    state = {name: value for name, value in source.state_dict(keep_vars=True).items() if id(value) not in tables}
+    target.load_state_dict(state, strict=False)
+    rows = _rows(old, new)
+    for before, after in (
+        (source.get_input_embeddings(), target.get_input_embeddings()),
+        (source.get_output_embeddings(), target.get_output_embeddings()),
+    ):
+        for number in range(len(after.weight)):  # a table may be longer than its vocabulary
+            after.weight[number] = _mean(before.weight, rows[number] if number < len(rows) else [])
+
+
+def _mean(weight: Tensor, rows: list[int]) -> Tensor:
+    return weight[rows].mean(0) if rows else weight.mean(0)
+
+
+def _rows(old: Any, new: Any) -> list[list[int]]:
+    """For every token of the new vocabulary, the old ones that it was written with; none for what is a mark."""
+    vocabulary, marks = old.get_vocab(), set(new.all_special_tokens) | {TRAJECTORY_TOKEN}
+    rows = []
+    for token in new.convert_ids_to_tokens(list(range(len(new)))):
+        if token in vocabulary:
+            rows.append([vocabulary[token]])
+        elif token in marks:
+            rows.append([])
+        else:
+            rows.append(old(new.convert_tokens_to_string([token]), add_special_tokens=False)["input_ids"])
+    return rows
