@@ -52,6 +52,28 @@ class VideoInfo:
 
 
 @dataclass(frozen=True)
+class ObservedInfo(VideoInfo):
+    """What `observe` met: how many of its moments lay before the video (`repeated` its first frame) and how many could not be decoded
+    (`damaged`, a neighbour stands for each); `scale` = pixels of a returned frame / pixels of the upright picture, at most 1."""
+
+    repeated: int = 0
+    damaged: int = 0
+    scale: float = 1.0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The same in sentences for people; empty where all went well."""
+        notes = []
+        if self.repeated:
+            notes.append(f"the clip is shorter than what is looked at: its first frame stands for {self.repeated} moments before it")
+        if self.damaged:
+            notes.append(f"{self.damaged} of the frames looked at are damaged: their neighbours stand for them")
+        if self.scale < 1:
+            notes.append(f"frames of {self.width}x{self.height} were made smaller, by {self.scale:.3g}")
+        return tuple(notes)
+
+
+@dataclass(frozen=True)
 class Clip:
     """Some `frames` of a video, in the order asked for, with their `indices` and `times` (T,) in it; `fps` is the whole video's."""
 
@@ -88,8 +110,51 @@ def read_frames(
     wanted = _wanted(listing, path, indices, times, count)
     with _open(path) as (container, stream):
         chosen = _seek_and_decode(container, stream, listing, sorted(set(wanted)), path)
-        found = {index: _upright(frame) for index, frame in chosen}
+        found = {index: _upright(frame) for index, frame, _ in chosen}
     return Clip(tuple(found[i] for i in wanted), np.array(wanted, dtype=int), listing.times[wanted], listing.fps)
+
+
+def observe(
+    path: str | os.PathLike, count: int = 10, rate: float = 4.0, end: float | None = None, *, longest: int | None = None
+) -> tuple[tuple[np.ndarray, ...], np.ndarray, ObservedInfo]:
+    """The `count` frames at `rate` Hz up to the moment `end`: what a person saw before it.
+
+    Args:
+        path: a video file.
+        count: number of frames, at least 1.
+        rate: frames per second, whatever the file's own rate, also a varying one: what is on the screen at each moment.
+        end: seconds, the moment of the last frame; None is the file's last frame.
+        longest: larger frames are scaled, while they are read, so that their longer side has so many pixels.
+
+    Returns:
+        frames: RGB uint8 (H, W, 3), upright, all of one size; moments before the video have its first frame.
+        times: (count,) seconds of the moments, evenly spaced; negative before the video.
+        info: size and frame times of the file, and what had to be made up for (`info.notes`).
+
+    Raises:
+        VideoError: not a video, or nothing in it can be decoded. One damaged frame is no error.
+        ValueError: a count below 1, a rate that is not positive, or a moment outside the video.
+    """
+    if count < 1 or not (np.isfinite(rate) and rate > 0):
+        raise ValueError(f"observe: needs a count of at least 1 and a positive rate, got {count} and {rate}")
+    if longest is not None and longest < 1:
+        raise ValueError(f"observe: longest is {longest}, expected at least 1 pixel")
+    listing = _list_frames(path)
+    last = float(listing.times[-1]) if end is None else float(end)
+    _wanted(listing, path, None, [last], None)  # refuses an end outside the video, by its own number
+    moments = last - np.arange(count - 1, -1, -1) / rate
+    wanted = _wanted(listing, path, None, np.maximum(moments, 0).tolist(), None)
+    with _open(path) as (container, stream):
+        scale = min(1.0, (longest or float("inf")) / max(stream.width, stream.height))
+        found, damaged, turned = {}, set(), False
+        for index, frame, exact in _seek_and_decode(container, stream, listing, sorted(set(wanted)), path, skip_damaged=True):
+            found[index] = _upright(frame, scale)
+            damaged |= set() if exact else {index}
+            turned = round(frame.rotation / 90) % 2 == 1
+        width, height = (stream.height, stream.width) if turned else (stream.width, stream.height)
+    frames = tuple(found[i] for i in wanted)
+    repeated = int((moments < -1e-6).sum())
+    return frames, moments, ObservedInfo(width, height, listing.fps, listing.times, repeated, sum(i in damaged for i in wanted), scale)
 
 
 def iterate_frames(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
@@ -232,42 +297,61 @@ def _wanted(listing: _Listing, path: Any, indices: Sequence[int] | None, times: 
     return wanted
 
 
-def _seek_and_decode(container: Any, stream: Any, listing: _Listing, wanted: list[int], path: Any) -> Iterator[tuple[int, Any]]:
-    """Decodes the `wanted` frame numbers (ascending), seeking wherever a key frame lies between here and the next of them."""
+def _seek_and_decode(
+    container: Any, stream: Any, listing: _Listing, wanted: list[int], path: Any, skip_damaged: bool = False
+) -> Iterator[tuple[int, Any, bool]]:
+    """Decodes the `wanted` frame numbers (ascending), seeking wherever a key frame lies between here and the next of them.
+
+    Yields number, frame and whether it is that frame: with `skip_damaged` the next sound one stands for it, or the last there is.
+    """
     keys = np.flatnonzero(listing.keys)
-    decoder, position = _decode(container, stream, path), -1
+    decoder, position, frame = _decode(container, stream, path, skip_damaged=skip_damaged), -1, None
     for index in wanted:
         key = int(keys[max(0, int(np.searchsorted(keys, index, side="right")) - 1)]) if keys.size else 0
         if listing.pts is not None and listing.indexed and key > position + 1:
-            decoder = _decode(container, stream, path, seek_to=int(listing.pts[key]))
-        for frame in decoder:
+            decoder = _decode(container, stream, path, int(listing.pts[key]), skip_damaged)
+        while position < index and (decoded := next(decoder, None)) is not None:
+            frame = decoded
             position = position + 1 if listing.pts is None else int(np.searchsorted(listing.pts, frame.pts))
-            if position >= index:
-                break
-        else:
+        if frame is None or (position < index and not skip_damaged):
             raise VideoError(f"{path}: frame {index} of {len(listing.times)} cannot be decoded, the file is damaged or cut off")
-        yield index, frame
+        yield index, frame, position == index
 
 
-def _decode(container: Any, stream: Any, path: Any, seek_to: int | None = None) -> Iterator[Any]:
+def _decode(container: Any, stream: Any, path: Any, seek_to: int | None = None, skip_damaged: bool = False) -> Iterator[Any]:
     import av
 
     count = 0
     try:
         if seek_to is not None:
             container.seek(seek_to, stream=stream)
-        for frame in container.decode(stream):
+        for frame in _sound_frames(container, stream) if skip_damaged else container.decode(stream):
             yield frame
             count += 1
     except av.FFmpegError as error:
         raise VideoError(f"{path}: damaged after {count} decoded frames ({_reason(error)}); get the file again") from error
-    if count == 0:
+    if count == 0 and not skip_damaged:
         raise VideoError(f"{path}: no frame could be decoded, the file is damaged or cut off")
 
 
-def _upright(frame: Any) -> np.ndarray:
-    """RGB array of a decoded frame, turned as the file's display matrix says (ffmpeg counts counter-clockwise)."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+def _sound_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames that can be decoded; packets that cannot, and frames that the decoder knows to be damaged, are passed over."""
+    import av
+
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            continue
+        yield from (frame for frame in frames if not frame.is_corrupt)
+
+
+def _upright(frame: Any, scale: float = 1.0) -> np.ndarray:
+    """RGB array of a decoded frame, made smaller by `scale`, turned as the file's display matrix says (ffmpeg counts counter-clockwise)."""
+    turns = round(frame.rotation / 90)
+    if scale < 1:
+        frame = frame.reformat(max(1, round(frame.width * scale)), max(1, round(frame.height * scale)), "rgb24", interpolation="AREA")
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 
 
 def _without_times(container: Any) -> bool:
