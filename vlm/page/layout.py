@@ -64,7 +64,7 @@ class Files:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def picture(self, image: np.ndarray) -> str:
-        path, shrink = self._new(".png"), min(1.0, LONGEST / max(image.shape[:2]))
+        path, shrink = self._new(".jpg"), min(1.0, LONGEST / max(image.shape[:2]))
         size = (max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink)))
         write_image(path, cv2.resize(image, size, interpolation=cv2.INTER_AREA) if shrink < 1 else image)
         return str(path)
@@ -178,7 +178,7 @@ def build(page: Page) -> gr.Blocks:
 def _medium_side(page: Page) -> tuple[Any, ...]:
     """What is asked about, and what may be."""
     buttons = ["download", "fullscreen"]
-    stage = gr.Image(label="Picture", show_label=False, interactive=False, buttons=buttons, elem_id="stage", format="png")
+    stage = gr.Image(label="Picture", show_label=False, interactive=False, buttons=buttons, elem_id="stage")
     clip = gr.Video(
         label="Clip", show_label=False, interactive=False, autoplay=True, loop=True, visible=False, buttons=["download"], elem_id="clip"
     )
