@@ -205,6 +205,15 @@ class Canvas:
             self._plate((x - 1, y - 3 * self.line, x + 1, y + 3 * self.line), label, colour)
         return self
 
+    def trails(self, paths: np.ndarray, *, colour: Colour = (235, 235, 240)) -> Canvas:
+        """Where things were: `paths` (n, T, 2), thin lines that grow clear towards their end; a point of NaN is left out."""
+        for path in np.asarray(paths, float):
+            known = path[np.isfinite(path).all(1)] * self._stretch
+            for i, piece in enumerate(zip(known[:-1], known[1:], strict=True), start=1):
+                width, points = max(1.0, self.line * 0.8), np.array(piece)
+                self._layer(lambda p=points, w=width: self._path(p, colour, w), 0.25 + 0.65 * i / len(known))
+        return self
+
     def caption(self, words: str, *, colour: Colour = _DARK) -> Canvas:
         """A plate with `words` at the top left, below earlier ones."""
         self._plate((0, 0, self.size[0], self.size[1]), words, colour)

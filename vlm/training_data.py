@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.groups import Groups, open_groups, picture_of
+from data.groups import CLIP_KINDS, Groups, open_groups, picture_of
 from data.mixture import Mixture
 from data.sample import Sample, SampleError
 from vlm.answers import write
@@ -46,12 +46,13 @@ class DatasetSettings:
 
 @dataclass
 class DataSettings:
-    """The mixture. `pose_encoder` names the model's encoder that reads the detections, `detector` the folder of the small detector that
-    makes them (None: the shipped one); `pose_dropout` is the probability that a picture comes without them; `max_tokens` cuts a packed
-    row by leaving out samples (a single longer sample is an error)."""
+    """The mixture. `pose_encoder` names the model's encoder that reads the detections of pictures, `track_encoder` that of clips;
+    `detector` is the folder of the small detector that makes them (None: the shipped one); `pose_dropout` the probability that a picture
+    or clip comes without them; `max_tokens` cuts a packed row by leaving out samples (a single longer sample is an error)."""
 
     datasets: list[DatasetSettings]
     pose_encoder: str = "detection"
+    track_encoder: str = "track"
     detector: str | None = None
     pose_dropout: float = 0.35
     max_tokens: int | None = None
@@ -108,7 +109,7 @@ class TrainingRows(Dataset):
         conversations = [sample.messages for sample in samples]
         if self.datasets[name].pose_tokens and generator.random() >= self.settings.pose_dropout:
             tokens = self._tokens_of(samples[0], name)
-            conversations = [with_pose(messages, self.settings.pose_encoder, tokens) for messages in conversations]
+            conversations = [with_pose(messages, self._encoder(self.datasets[name]), tokens) for messages in conversations]
         tools = _schemas(samples[0])
         while True:
             row = self._pack(samples, conversations, tools)
@@ -145,36 +146,51 @@ class TrainingRows(Dataset):
             dataset.kind, dataset.path, seed=self.seed, split=dataset.split, kinds=dataset.kinds, limit=dataset.limit, options=options
         )
 
+    def _encoder(self, dataset: DatasetSettings) -> str:
+        return self.settings.track_encoder if dataset.kind in CLIP_KINDS else self.settings.pose_encoder
+
     def _read_detections(self) -> dict[str, Mapping[str, np.ndarray]]:
-        """Detections of the pictures whose rows need them, made now where they are not kept yet."""
+        """Detections of the pictures, and tracks of the clips, whose rows need them, made now where they are not kept yet."""
         from data.detections import cached_detections
+        from data.tracks import cached_tracks
 
         wanted = {name: d for name, d in self.datasets.items() if d.pose_tokens or d.kind == "tool_dialogues"}
-        known = sorted(self.processor.pose_encoders) if self.processor is not None else [self.settings.pose_encoder]
-        if self.settings.pose_encoder not in known and any(dataset.pose_tokens for dataset in wanted.values()):
-            raise SettingsError(
-                f"pose_tokens are asked for, but the model has no encoder {self.settings.pose_encoder!r} "
-                f"(it has: {', '.join(known) or 'none'}); build the model with it, or set pose_tokens: false"
-            )
-        detector = self.settings.detector
-        return {name: cached_detections(d.path, self.groups[name].pictures(), detector=detector) for name, d in wanted.items()}
+        for dataset in wanted.values():
+            encoder = self._encoder(dataset)
+            known = [encoder] if self.processor is None else sorted(self.processor.pose_encoders)
+            if dataset.pose_tokens and encoder not in known:
+                raise SettingsError(
+                    f"pose_tokens are asked for, but the model has no encoder {encoder!r} "
+                    f"(it has: {', '.join(known) or 'none'}); build or extend the model with it, or set pose_tokens: false"
+                )
+        found: dict[str, Mapping[str, np.ndarray]] = {}
+        for name, dataset in wanted.items():
+            groups, detector = self.groups[name], self.settings.detector
+            if groups.clips is not None:
+                found[name] = cached_tracks(dataset.path, groups.clips(), detector=detector)
+            else:
+                found[name] = cached_detections(dataset.path, groups.pictures(), detector=detector)
+        return found
 
     def _tokens_of(self, sample: Sample, name: str) -> np.ndarray:
-        picture, folder = picture_of(sample), self.datasets[name].path
-        key = os.path.relpath(picture, os.path.abspath(folder)) if isinstance(picture, (str, Path)) else None
+        if self.groups[name].clips is not None:
+            key = sample.targets["start"]
+        else:
+            picture = picture_of(sample)
+            key = os.path.relpath(picture, os.path.abspath(self.datasets[name].path)) if isinstance(picture, (str, Path)) else None
         if key is None or key not in self.detections[name]:
-            raise SampleError(f"sample {sample.id!r}: there are no detections of its picture {picture!r} in the cache of {folder}")
+            raise SampleError(f"sample {sample.id!r}: there are no detections of its picture or clip in the cache of {self.datasets[name].path}")
         return self.detections[name][key]
 
 
 def with_pose(messages: Sequence[dict[str, Any]], encoder: str, tokens: np.ndarray | None) -> list[dict[str, Any]]:
-    """`messages` with a pose part right behind the first picture."""
+    """`messages` with a pose part right behind the first picture or clip."""
     result, done = [], False
     for message in messages:
         content = []
         for part in message["content"]:
             content.append(part)
-            if part["type"] == "image" and not done:
+            if part["type"] in ("image", "video") and not done:
                 content.append({"type": "pose", "encoder": encoder, "tokens": tokens})
                 done = True
         result.append({**message, "content": content})

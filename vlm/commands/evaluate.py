@@ -1,9 +1,10 @@
-"""`evaluate referral|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a folder and in its card."""
+"""`evaluate referral|trajectory|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a folder and in its card."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pose_tools.files import write_text
-from vlm.commands import hoi_qa
+from vlm.commands import hoi_qa, trajectory
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import load_model
 from vlm.evaluation import records, tables
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|tools|hoi-qa|compare")
+    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|trajectory|tools|hoi-qa|compare")
 
     def common(task: argparse.ArgumentParser) -> None:
         task.add_argument(
@@ -51,16 +52,19 @@ def parser() -> argparse.ArgumentParser:
     common(tools)
     words = "the HOI-QA test files, scored strictly or as published"
     hoi_qa.add_arguments(tasks.add_parser("hoi-qa", help=words, description=hoi_qa.__doc__))
+    words = "where will each hand go, for the goal that is asked about"
+    trajectory.add_arguments(tasks.add_parser("trajectory", help=words, description=trajectory.__doc__))
     compare = tasks.add_parser("compare", help="two runs of the same evaluation, question by question")
-    compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help="two --out folders of `evaluate referral`")
+    compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help="two --out folders of `evaluate referral` or `trajectory`")
     compare.add_argument("--condition", default="as shipped")
-    compare.add_argument("--data", type=Path, required=True, help="the scenes both runs were made with")
+    compare.add_argument("--data", type=Path, required=True, help="the scenes or clips both runs were made with")
     return main_parser
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    return {"referral": referral, "tools": tool_use, "hoi-qa": hoi_qa.main, "compare": compare_runs}[options.task](options)
+    verbs = {"referral": referral, "trajectory": trajectory.main, "tools": tool_use, "hoi-qa": hoi_qa.main, "compare": compare_runs}
+    return verbs[options.task](options)
 
 
 def referral(options: argparse.Namespace) -> int:
@@ -135,6 +139,8 @@ def tool_use(options: argparse.Namespace) -> int:
 
 def compare_runs(options: argparse.Namespace) -> int:
     """Prints, per row, how much better the second run is than the first, with a paired clustered interval."""
+    if all(_task(folder) == "trajectory" for folder in options.runs):
+        return trajectory.compare(options)
     from pose_tools.metrics import paired_difference
     from vlm.evaluation.referral import ROWS, read_questions
     from vlm.evaluation.run import predictions_path
@@ -159,6 +165,12 @@ def compare_runs(options: argparse.Namespace) -> int:
         rows.append([row, len(members), f"{np.mean(first):.3f}", f"{np.mean(second):.3f}", difference])
     print(tables.markdown_table(["question", "n", str(options.runs[0]), str(options.runs[1]), "difference"], rows))
     return 0
+
+
+def _task(folder: Path) -> str | None:
+    """The evaluation that a folder of records belongs to; None where it does not say."""
+    settings = folder / "settings.json"
+    return json.loads(settings.read_text(encoding="utf-8")).get("task") if settings.is_file() else None
 
 
 def _chosen(names: Sequence[str] | None, conditions: Sequence[Any]) -> list[Any]:

@@ -24,11 +24,16 @@ class Asker:
 
     def texts(self, conversations: Sequence[list[dict[str, Any]]]) -> tuple[list[str], list[list[View]]]:
         """The new text of every conversation, and the views of its pictures."""
+        texts, views, _ = self.generate(conversations)
+        return texts, views
+
+    def generate(self, conversations: Sequence[list[dict[str, Any]]], **more: Any) -> tuple[list[str], list[list[View]], Any]:
+        """As `texts`, with the model's whole output; `more` goes to its `generate`."""
         batch = self.processor(list(conversations), tools=self.tools)
         moved = batch.to(self.model.device)
         with torch.inference_mode():
-            output = self.model.generate(**moved, **self.generation)
-        return self.processor.decode_answers(output, moved), batch["views"]
+            output = self.model.generate(**moved, **self.generation, **more)
+        return self.processor.decode_answers(output, moved), batch["views"], output
 
     def __call__(self, conversations: Sequence[list[dict[str, Any]]]) -> list[Reply]:
         """One reply per conversation, geometry in the pixels of its first picture."""

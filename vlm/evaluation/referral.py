@@ -103,9 +103,9 @@ def select(candidates: Iterable[Question], per_row: int, none_share: float = 0.2
     return [q for q in candidates if q.id in chosen]
 
 
-def drawn_order(items: Iterable[Any], seed: int) -> list[Any]:
-    """Items (with an `id`) in an order that depends on the seed and their ids alone."""
-    return sorted(items, key=lambda item: _hash(seed, item.id))
+def drawn_order(items: Iterable[Any], seed: int, key: Callable[[Any], str] = lambda item: item.id) -> list[Any]:
+    """Items in an order that depends on the seed and their keys (by default their `id`) alone."""
+    return sorted(items, key=lambda item: _hash(seed, key(item)))
 
 
 def shuffled(asked: Sequence[Question], seed: int = 0) -> dict[str, Question]:

@@ -1,0 +1,185 @@
+"""`evaluate trajectory`: where will each hand go in the next second, beside the forecasts that need no model; resumable.
+
+Under torchrun each process answers whole batches of its own, so that any number of processes gives the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm.commands.console import DEFAULT_MODEL, CommandError
+from vlm.commands.loading import load_model
+from vlm.evaluation import records, tables
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(task: argparse.ArgumentParser) -> None:
+    task.add_argument("--data", type=Path, required=True, help="a folder of clips (one split), as make_synthetic.py clips writes it")
+    task.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder (default: the shipped small model)")
+    task.add_argument("--out", type=Path, required=True, help="where records and tables go; the same folder again goes on where it stopped")
+    task.add_argument("--train", type=Path, help="the training clips, for the baselines that learn (train mean path, past only)")
+    task.add_argument("--clips", type=int, help="so many clips, drawn by the seed (default: all)")
+    task.add_argument("--train-clips", type=int, default=8000, help="at most so many training clips (default 8000)")
+    task.add_argument("--futures", type=int, default=1, help="K futures of the model as shipped, for minADE and minFDE (default 1)")
+    task.add_argument("--protocol", choices=("strict", "compat"), default="strict", help="compat: also what HandsOnVLM's prints")
+    task.add_argument("--conditions", nargs="+", help="only these, by name, such as 'as shipped' 'no image'")
+    task.add_argument("--rescore", action="store_true", help="score the predictions in --out again, without the model")
+    task.add_argument("--seed", type=int, default=0, help="draws the clips, the swaps of goals and the futures (default 0)")
+    task.add_argument("--batch-size", type=int, default=32)
+    task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
+    task.add_argument("--sheet", type=int, default=2, help="rows of pictures each of best, middle and worst answers; 0 draws none")
+    task.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:trajectory -->")
+
+
+def main(options: argparse.Namespace) -> int:
+    from vlm.commands.evaluate import _chosen, _finish
+    from vlm.evaluation import trajectory_run
+    from vlm.evaluation.trajectory import CONDITIONS
+    from vlm.evaluation.trajectory_baselines import penalties
+    from vlm.evaluation.trajectory_sheet import write_sheets
+
+    conditions = _chosen(options.conditions, CONDITIONS)
+    asked = _questions(options.data, options.clips, options.seed)
+    with records.single_writer(options.out):
+        if options.rescore:
+            replies = _kept_replies(options.out, conditions, asked)
+        else:
+            records.claim(options.out, _settings(options, asked))
+            replies = _ask(options, conditions, asked)
+        train = _questions(options.train, options.train_clips, options.seed) if options.train else None
+        everything = replies | trajectory_run.baseline_replies(asked, train, options.out)
+        text = trajectory_run.report(asked, everything, options.out, _about(options, asked, train), compat=options.protocol == "compat")
+        shipped = replies.get(CONDITIONS[0].name)
+        if options.sheet and shipped:
+            for path in write_sheets(asked, shipped, penalties(asked), options.out, rows=options.sheet, seed=options.seed):
+                print(f"pictures: {path}")
+    return _finish(options, "trajectory", text)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Prints how much better the second of two trajectory runs is than the first, action by action."""
+    from vlm.evaluation.trajectory import Condition
+    from vlm.evaluation.trajectory_baselines import penalties
+    from vlm.evaluation.trajectory_tables import Scores, difference_cell
+
+    asked = _questions(options.data, None, 0)
+    condition = Condition(options.condition)
+    names = [str(folder) for folder in options.runs]
+    found = [_kept_replies(folder, [condition], asked)[condition.name] for folder in options.runs]
+    scores = Scores(asked, dict(zip(("first", "second"), found)), penalties(asked))
+    common = scores.common("second", "first")
+    if common is None:
+        raise CommandError(f"{names[0]} and {names[1]} have no question in common; name the --data that both were made with")
+    second, first, clusters = common
+    cells = [f"{np.mean(first):.2f}", f"{np.mean(second):.2f}", scores.ratio("second", "first"), difference_cell(second, first, clusters)]
+    print(tables.markdown_table(["hands", *(f"ADE, {name}" for name in names), "second / first", "difference"], [[len(first), *cells]]))
+    return 0
+
+
+def _questions(folder: Path, clips: int | None, seed: int) -> list[Any]:
+    from vlm.evaluation.referral import split_of
+    from vlm.evaluation.trajectory import read_clip_questions, select_clips
+
+    split = split_of(folder) if (folder / "manifest.json").is_file() else "test"  # real recordings have no manifest
+    return select_clips(read_clip_questions(folder, split=split, seed=seed), clips, seed)
+
+
+def _ask(options: argparse.Namespace, conditions: Sequence[Any], asked: Sequence[Any]) -> dict[str, Any]:
+    """Replies per condition. The model and the tracker are only loaded if something is still to be asked."""
+    from vlm.evaluation import trajectory_run
+    from vlm.evaluation.trajectory_asking import PathAsker
+
+    loaded: list[Any] = []
+
+    def model() -> tuple[Any, Any]:
+        if not loaded:
+            loaded.append(load_model(options.model, device=options.device))
+            if loaded[0][0].config.trajectory is None:
+                raise CommandError(f"{options.model}: no path head, so it forecasts nothing; train it on clips, or choose another --model")
+        return loaded[0]
+
+    tokens = _Tracks(options.data, asked)
+    replies = {}
+    for condition in conditions:
+        futures = options.futures if condition == conditions[0] else 1
+
+        def ask(turns: Any, names: Any, futures: int = futures) -> Any:
+            return PathAsker(*model(), steps=asked[0].valid.shape[1], futures=futures, seed=options.seed)(turns, names)
+
+        replies[condition.name] = trajectory_run.ask_all(
+            asked, condition, ask, tokens, out=options.out, batch_size=options.batch_size, seed=options.seed
+        )
+    return replies
+
+
+class _Tracks:
+    """The tracked hands of a clip, (2 · frames, 11), made when first asked for."""
+
+    def __init__(self, folder: Path, asked: Sequence[Any]) -> None:
+        self.folder, self.asked = folder, asked
+        self.cached: Any = None
+
+    def __call__(self, question: Any) -> np.ndarray:
+        if self.cached is None:
+            from data.tracks import cached_tracks
+
+            self.cached = cached_tracks(self.folder, [(q.start, [Path(frame) for frame in q.frames]) for q in self.asked])
+        return self.cached[question.start]
+
+
+def _kept_replies(folder: Path, conditions: Sequence[Any], asked: Sequence[Any]) -> dict[str, Any]:
+    """The replies in a folder's predictions to the questions of `asked`, by condition."""
+    from vlm.evaluation.run import predictions_path
+    from vlm.evaluation.trajectory_scoring import PathReply
+
+    known = {question.id for question in asked}
+    replies = {}
+    for condition in conditions:
+        found = {record["id"]: record for record in records.read_records(predictions_path(folder, condition.name))}
+        if kept := {name: PathReply.from_record(record) for name, record in found.items() if name in known}:
+            replies[condition.name] = kept
+    if not replies:
+        names = ", ".join(repr(condition.name) for condition in conditions)
+        raise CommandError(f"{folder}: no predictions of {names} for these clips; run `evaluate trajectory --out {folder}` first")
+    return replies
+
+
+def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, Any]:
+    """What records are a function of."""
+    from vlm.commands.evaluate import _model, _wordings
+
+    return {
+        "task": "trajectory",
+        "questions": _wordings(asked),
+        "data": _data(options.data),
+        "model": _model(options.model),
+        "futures": options.futures,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+    }
+
+
+def _data(folder: Path) -> str:
+    from vlm.commands.evaluate import _digest
+
+    manifest = folder / "manifest.json"
+    return _digest([manifest] if manifest.is_file() else sorted(folder.glob("*.csv")))
+
+
+def _about(options: argparse.Namespace, asked: Sequence[Any], train: Sequence[Any] | None) -> list[str]:
+    starts = len({question.start for question in asked})
+    made = json.loads((options.out / "settings.json").read_text(encoding="utf-8"))
+    learnt = f"; baselines learnt from {len(train)} actions of `{options.train}`" if train else ""
+    return [
+        f"`scripts/evaluate.py trajectory --data {options.data} --seed {options.seed}`: {len(asked)} actions about {starts} clips, both "
+        f"hands' next {asked[0].future_times[-1] - asked[0].past_times[-1]:g} s in {asked[0].valid.shape[1]} steps "
+        f"(data {made['data']}, model {made['model']}){learnt}. One greedy answer each.",
+    ]
