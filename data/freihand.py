@@ -9,13 +9,13 @@ translation is what moves the model's joint 9 (FreiHAND order) onto the stored o
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from data.hand_samples import NO_PICTURE, HandDataError, HandSet, box_of, check_parameters, read_json
 from pose_tools.geometry import project
 from pose_tools.image_io import read_image
 from pose_tools.types import HandPose, HandSample
@@ -25,12 +25,12 @@ CHECKED = 16
 """How many annotations are posed to see whether the hand model is the one that the parameters were fitted with."""
 
 
-class FreiHANDError(ValueError):
+class FreiHANDError(HandDataError):
     """A FreiHAND folder that cannot be used; the message names the file and the remedy."""
 
 
-class FreiHAND:
-    """The samples of one set, by image number; `len(set)`, `set[i]`, iteration in order.
+class FreiHAND(HandSet):
+    """The samples of one set, by image number.
 
     Args:
         folder: holds training/, evaluation/ and the json lists.
@@ -39,10 +39,12 @@ class FreiHAND:
             published set are MANO's, those of a synthetic folder the stand-in's.
         versions: which colour versions (blocks of N images) to use; None takes all that are there.
         vertices: read training_verts.json too (1 GB in the published set).
-        tolerance: metres; how far the joints of the posed model may be from the stored ones, in the median.
+        tolerance: metres; how far the joints of the posed model may be from the stored ones, in the median (published set: 0.6 mm).
 
     Raises FreiHANDError when a list is missing, lists or pictures do not fit each other, or the model does not fit the parameters.
     """
+
+    kind = "freihand"
 
     def __init__(
         self,
@@ -52,9 +54,9 @@ class FreiHAND:
         mano: Any = None,
         versions: tuple[int, ...] | None = None,
         vertices: bool = False,
-        tolerance: float = 0.005,
+        tolerance: float = HandSet.tolerance,
     ) -> None:
-        self.folder, self.part, self.mano = Path(folder), part, mano
+        self.folder, self.part, self.mano, self.tolerance = Path(folder), part, mano, tolerance
         self._intrinsics = self._array("K", (3, 3))
         self.annotations = len(self._intrinsics)
         self._xyz = self._array("xyz", (21, 3))
@@ -63,38 +65,45 @@ class FreiHAND:
         self._mano = self._array("mano", (1, 61))[:, 0] if mano is not None else None
         self.versions = self._versions(versions)
         if mano is not None:
-            self._check_model(tolerance)
+            self._check_model()
 
     def __len__(self) -> int:
         return self.annotations * len(self.versions)
 
-    def __iter__(self) -> Iterator[HandSample]:
-        return (self[i] for i in range(len(self)))
+    def cluster(self, index: int) -> str:
+        """The annotation, which all colour versions share."""
+        return f"{self.part}-{self.place(index) % self.annotations}"
 
-    def __getitem__(self, index: int) -> HandSample:
+    def picture(self, index: int) -> Path:
+        return self._picture(self._image(index))
+
+    def label(self, index: int) -> HandSample:
         """Sample `index` of the chosen versions, block after block."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        version, annotation = self.versions[index // self.annotations], index % self.annotations
-        image = version * self.annotations + annotation
+        image = self._image(index)
+        annotation = image % self.annotations
         joints, intrinsics = self._xyz[annotation], self._intrinsics[annotation]
         vertices = self._verts[annotation] if self._verts is not None else None
         joints_2d = project(joints, intrinsics)
-        outline = project(vertices, intrinsics) if vertices is not None else joints_2d
         return HandSample(
-            image=read_image(self._picture(image)),
+            image=NO_PICTURE,
             side="right",
-            bbox_xyxy=np.concatenate([outline.min(0), outline.max(0)]),
+            bbox_xyxy=box_of(project(vertices, intrinsics) if vertices is not None else joints_2d),
             intrinsics=intrinsics,
             joints_2d=joints_2d,
             joints_3d=joints,
             joints_valid=np.ones(21, dtype=bool),
             vertices=vertices,
             pose=self.pose(annotation) if self.mano is not None else None,
-            mask=self._mask(annotation),
             annotation=annotation,
-            source={"dataset": "freihand", "part": self.part, "image": image, "version": version, "scale": float(self._scale[annotation])},
+            source={
+                "dataset": "freihand", "part": self.part, "image": image, "version": image // self.annotations,
+                "scale": float(self._scale[annotation]),
+            },  # fmt: skip
         )
+
+    def __getitem__(self, index: int) -> HandSample:
+        sample = super().__getitem__(index)
+        return replace(sample, mask=self._mask(sample.annotation))
 
     def pose(self, annotation: int) -> HandPose:
         """MANO parameters of an annotation, absolute pose, camera frame; FreiHANDError without a hand model."""
@@ -124,19 +133,21 @@ class FreiHAND:
         """A json list as an array (N, *shape), checked against the others."""
         path = self.folder / f"{self.part}_{name}.json"
         try:
-            array = np.asarray(json.loads(path.read_text()), dtype=np.float64)
-        except FileNotFoundError:
-            raise FreiHANDError(
-                f"{path} is missing: unpack FreiHAND v2 there, or write a synthetic folder with make_synthetic.py freihand"
-            ) from None
-        except ValueError as error:
-            raise FreiHANDError(f"{path}: not a whole json list of numbers ({error})") from None
+            content = read_json(path, "unpack FreiHAND v2 there, or write a synthetic folder with make_synthetic.py freihand")
+            array = np.asarray(content, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise FreiHANDError(str(error) if isinstance(error, HandDataError) else f"{path}: not a list of numbers ({error})") from None
         expected = (getattr(self, "annotations", len(array)), *shape)
         if array.shape != expected or not np.isfinite(array).all():
             raise FreiHANDError(
                 f"{path}: finite numbers of shape {expected} expected, got {array.shape}; the lists must come from one release"
             )
         return array
+
+    def _image(self, index: int) -> int:
+        """The number of a sample's picture."""
+        version, annotation = divmod(self.place(index), self.annotations)
+        return self.versions[version] * self.annotations + annotation
 
     def _picture(self, image: int) -> Path:
         return self.folder / self.part / "rgb" / f"{image:08d}.jpg"
@@ -156,13 +167,8 @@ class FreiHAND:
         path = self.folder / self.part / "mask" / f"{annotation:08d}.jpg"
         return read_image(path)[:, :, 0] > 127 if path.is_file() else None
 
-    def _check_model(self, tolerance: float) -> None:
-        numbers = np.unique(np.linspace(0, self.annotations - 1, CHECKED).astype(int))
-        posed = np.stack([np.asarray(self.pose(int(n)).joints_3d) for n in numbers])
-        error = float(np.median(np.linalg.norm(posed - self._xyz[numbers], axis=-1)))
-        if error > tolerance:
-            raise FreiHANDError(
-                f"{self.folder}: the hand model puts the joints of {self.part}_mano.json {error * 1000:.1f} mm (median) from "
-                f"{self.part}_xyz.json; "
-                "give the model they were fitted with, for the published set load_mano('MANO_RIGHT.pkl')"
-            )
+    def _check_model(self) -> None:
+        try:
+            check_parameters(self, CHECKED)
+        except HandDataError as error:
+            raise FreiHANDError(f"{self.folder}: {error}") from None
