@@ -39,7 +39,7 @@ def cached_detections(
 
     folder = Path(folder).absolute()
     model = load_small_detector(detector)
-    file = _cache_file(folder, detector, threshold)
+    file = cache_file(folder, "detections", detector, threshold)
     names = [os.path.relpath(picture, folder) for picture in pictures]
     known = _read(file)
     missing = [name for name in dict.fromkeys(names) if name not in known]
@@ -65,15 +65,16 @@ def known_detections(
     from pose_tools.small_detector import load_small_detector
 
     load_small_detector(detector)
-    return _read(_cache_file(Path(folder).absolute(), detector, threshold))
+    return _read(cache_file(Path(folder).absolute(), "detections", detector, threshold))
 
 
-def _cache_file(folder: Path, detector: str | Path | None, threshold: float) -> Path:
+def cache_file(folder: Path, name: str, detector: str | Path | None, settings: object) -> Path:
+    """Where `name` is kept of a data set's `folder` (or of the folder of a file): named after the detector's weights and the `settings`."""
     from pose_tools.small_detector import DEFAULT_FOLDER
 
     weights = Path(detector if detector is not None else DEFAULT_FOLDER) / "model.safetensors"
-    identity = hashlib.sha256(weights.read_bytes() + repr(threshold).encode()).hexdigest()[:12]
-    return (folder if folder.is_dir() else folder.parent) / f"detections-{identity}.npz"
+    identity = hashlib.sha256(weights.read_bytes() + repr(settings).encode()).hexdigest()[:12]
+    return (folder if folder.is_dir() else folder.parent) / f"{name}-{identity}.npz"
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
