@@ -106,7 +106,7 @@ def there(answer: TrajectoryAnswer, medium: Medium | None) -> np.ndarray:
     as anybody tells."""
     valid = np.isfinite(answer.points).all(-1)
     if answer.presence is not None:
-        valid &= answer.presence >= 0.5
+        valid &= ~(answer.presence < 0.5)  # NaN: the head does not tell
     return valid if medium is None or not medium.is_clip else valid & medium.seen[:, None]
 
 
