@@ -107,29 +107,41 @@ class Similarity(NamedTuple):
         return self.scale[..., None, None] * turned + self.translation[..., None, :]
 
 
-def similarity(source: np.ndarray, target: np.ndarray, *, with_scale: bool = True, allow_reflection: bool = False) -> Similarity:
+def similarity(
+    source: np.ndarray, target: np.ndarray, *, weights: np.ndarray | None = None, with_scale: bool = True, allow_reflection: bool = False
+) -> Similarity:
     """The similarity that moves `source` (…, N, D) onto `target` (…, N, D) with the least squares (Umeyama, PAMI 1991).
 
-    Points that all coincide get scale 0. Raises ValueError for shapes that differ and for numbers that are not finite.
+    `weights` (…, N) ≥ 0 of the squared distances, None for equal ones. Points that all coincide get scale 0. Raises ValueError for shapes that differ and for numbers that are not finite.
     """
     source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if source.shape != target.shape or source.ndim < 2 or source.shape[-2] == 0:
         raise ValueError(f"alignment needs two equal shapes (…, N, D), got {source.shape} and {target.shape}")
     if not (np.isfinite(source).all() and np.isfinite(target).all()):
         raise ValueError("alignment needs finite points; leave out the missing ones first")
-    centre_source, centre_target = source.mean(-2, keepdims=True), target.mean(-2, keepdims=True)
+    share = np.full((*source.shape[:-1], 1), 1 / source.shape[-2]) if weights is None else _shares(weights, source.shape[:-1])
+    centre_source, centre_target = (share * source).sum(-2, keepdims=True), (share * target).sum(-2, keepdims=True)
     p, q = source - centre_source, target - centre_target
-    u, sizes, vt = np.linalg.svd(np.swapaxes(q, -1, -2) @ p)
+    u, sizes, vt = np.linalg.svd(np.swapaxes(share * q, -1, -2) @ p)
     determinant = np.linalg.det(u @ vt)
     signs = np.ones_like(sizes)
     if not allow_reflection:
         signs[..., -1] = np.where(determinant < 0, -1.0, 1.0)
     rotation = (u * signs[..., None, :]) @ vt
-    spread = (p**2).sum((-1, -2))
+    spread = (share * p**2).sum((-1, -2))
     scale = np.divide((sizes * signs).sum(-1), spread, out=np.zeros_like(spread), where=spread > 0) if with_scale else np.ones_like(spread)
     translation = centre_target[..., 0, :] - scale[..., None] * (rotation @ centre_source[..., 0, :, None])[..., 0]
     # Flat point sets fit their mirror image as well; only a third extent worth speaking of makes a mirrored one.
     return Similarity(scale, rotation, translation, (determinant < 0) & (sizes[..., -1] > 0.01 * sizes[..., 0]))
+
+
+def _shares(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights (…, N) as shares (…, N, 1) of their sum."""
+    weights = np.broadcast_to(np.asarray(weights, dtype=np.float64), shape)
+    total = weights.sum(-1, keepdims=True)
+    if not np.isfinite(weights).all() or (weights < 0).any() or (total <= 0).any():
+        raise ValueError("alignment needs finite weights ≥ 0, at least one of them above 0 in every set of points")
+    return (weights / total)[..., None]
 
 
 def _is_row(order: str) -> bool:

@@ -22,6 +22,8 @@ class Mano(SkinnedModel):
 
     The root turns about the wrist joint, which does not lie at the origin. `joints` are in FreiHAND order (wrist, thumb …
     pinky, each base to tip), `joints_16` in MANO's.
+
+    `pose_mean` (45,) and `pose_covariance` (45, 45) or None: absolute axis-angle of the scans that came with the file.
     """
 
     def __init__(self, arrays: Mapping[str, Any], side: Side) -> None:
@@ -32,6 +34,9 @@ class Mano(SkinnedModel):
         self.register_buffer("joint_21", torch.tensor(FREIHAND_FROM_MANO), persistent=False)
         for name in ("hands_components", "hands_mean"):
             self.register_buffer(name, torch.tensor(np.asarray(arrays[name], dtype=np.float64), dtype=torch.float32), persistent=False)
+        mean, covariance = _pose_statistics(arrays)
+        self.register_buffer("pose_mean", mean, persistent=False)
+        self.register_buffer("pose_covariance", covariance, persistent=False)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], side: Side) -> Mano:
@@ -99,6 +104,15 @@ class Mano(SkinnedModel):
         return as_rotations(
             self.absolute_pose(hand_pose, pose_format=pose_format, flat_hand_mean=flat_hand_mean), 15, "hand_pose", matrices=False
         )
+
+
+def _pose_statistics(arrays: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Mean (45,) and covariance (45, 45) of the file's poses, `hands_coeffs` (N, 45); without enough of them, `hands_mean` and None."""
+    mean, coefficients = np.asarray(arrays["hands_mean"], dtype=np.float64).ravel(), arrays.get("hands_coeffs")
+    if coefficients is None or np.ndim(coefficients) != 2 or np.shape(coefficients)[0] < 90 or np.shape(coefficients)[1] != 45:
+        return torch.tensor(mean, dtype=torch.float32), None
+    poses = mean + np.asarray(coefficients, dtype=np.float64) @ np.asarray(arrays["hands_components"], dtype=np.float64)
+    return torch.tensor(poses.mean(0), dtype=torch.float32), torch.tensor(np.cov(poses.T), dtype=torch.float32)
 
 
 def mirror_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -151,6 +151,17 @@ def test_similarity_and_reflections():
     assert np.allclose(similarity(np.ones((4, 3)), source[:4]).apply(np.ones((4, 3))), source[:4].mean(0))
 
 
+def test_a_weight_counts_like_repeated_points_and_zero_like_absent_ones():
+    rng = np.random.default_rng(4)
+    source, target = rng.normal(size=(2, 6, 3))
+    counts = np.array([1, 3, 0, 2, 1, 4])
+    found, repeated = similarity(source, target, weights=2.5 * counts), similarity(np.repeat(source, counts, 0), np.repeat(target, counts, 0))
+    for a, b in zip(found, repeated, strict=True):
+        assert np.allclose(a, b)
+    with pytest.raises(ValueError, match="weights"):
+        similarity(source, target, weights=np.zeros(6))
+
+
 def test_errors_say_what_was_got():
     with pytest.raises(ValueError, match=r"expected shape \(…, 6\), got \(2, 5\)"):
         rotation_6d_to_matrix(torch.zeros(2, 5))
