@@ -14,7 +14,7 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -101,9 +101,10 @@ def _action(row: Mapping[str, Any], uid: int, where: str) -> Action:
     return Action(uid=uid, start_frame=start, stop_frame=stop, **texts)
 
 
-def clip_frames(action: Action, root: str | Path, fps: float = 60.0) -> list[Path]:
-    """The observed frames of an action under `root`. Raises EpicError naming the frames that are missing."""
-    numbers = observed_frames(action.start_frame, fps)
+def clip_frames(action: Action, root: str | Path, fps: float = 60.0, **observation: Any) -> list[Path]:
+    """The observed frames of an action under `root`; `observation` as for `observed_frames`. Raises EpicError naming the frames that are
+    missing."""
+    numbers = observed_frames(action.start_frame, fps, **observation)
     paths = [Path(root) / frame_path(action.participant_id, action.video_id, number) for number in numbers]
     missing = [str(path) for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
@@ -111,12 +112,15 @@ def clip_frames(action: Action, root: str | Path, fps: float = 60.0) -> list[Pat
     return paths
 
 
-def trajectory_label(label: Mapping[str, Any] | str | Path, size: tuple[int, int] = FRAME_SIZE) -> dict[str, np.ndarray]:
+def trajectory_label(
+    label: Mapping[str, Any] | str | Path, size: tuple[int, int] = FRAME_SIZE, steps: Sequence[int] = LABEL_STEPS
+) -> dict[str, np.ndarray]:
     """A published label, or its file, as fractions of the last observed frame.
 
     Args:
         label: `hand_trajs[side]["traj"]` (21, 2) pixels of that frame over 1 s, side "LEFT" or "RIGHT"; a missing side is a missing hand.
-        size: (width, height) of the frame.
+        size: (width, height) of the frame; (1, 1) gives pixels.
+        steps: which of the 21 points, the first being the last observed moment.
 
     Returns `future_hands` (2, 5, 2) float32, hands left, right: the last observed moment, then +0.25 … +1 s, a missing hand below the
     picture; `future_valid` (2,) bool, whether a hand has a label; `step_valid` (2, 5) bool, whether a point is also inside the picture.
@@ -128,12 +132,12 @@ def trajectory_label(label: Mapping[str, Any] | str | Path, size: tuple[int, int
     paths = label.get("hand_trajs")
     if not isinstance(paths, Mapping):
         raise EpicError(f"{where}: hand_trajs is {type(paths).__name__}, expected a dict of RIGHT and LEFT")
-    hands = np.empty((2, len(LABEL_STEPS), 2), np.float32)
+    hands = np.empty((2, len(steps), 2), np.float32)
     known = np.zeros(2, bool)
     for hand, side in enumerate(("LEFT", "RIGHT")):
         hands[hand] = MISSING[side]
         if side in paths:
-            hands[hand] = _path(paths[side], f"{where}, {side}")[list(LABEL_STEPS)] / np.asarray(size, np.float64)
+            hands[hand] = _path(paths[side], f"{where}, {side}")[list(steps)] / np.asarray(size, np.float64)
             known[hand] = True
     inside = ((hands >= 0) & (hands < 1)).all(-1)
     return {"future_hands": hands, "future_valid": known, "step_valid": inside & known[:, None]}

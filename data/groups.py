@@ -14,6 +14,8 @@ from typing import Any
 from data.sample import Sample
 
 SPLITS = ("train", "val", "test")
+CLIP_KINDS = ("clip_trajectory",)
+"""Kinds whose samples are about clips."""
 
 
 class DatasetError(ValueError):
@@ -22,11 +24,13 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Groups:
-    """`size` groups; `read(index, epoch)` gives the samples of one, in order; `pictures` lists every picture's path."""
+    """`size` groups; `read(index, epoch)` gives the samples of one, in order; `pictures` lists every picture's path, frames included;
+    `clips`, for data sets of clips, what `targets["start"]` of a sample names: (name, its frames' paths)."""
 
     size: int
     read: Callable[[int, int], list[Sample]]
     pictures: Callable[[], list[Path]]
+    clips: Callable[[], list[tuple[str, list[Path]]]] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -72,7 +76,8 @@ def open_groups(
 
     Args:
         kind: "synthetic_referral" (questions about a folder of synthetic scenes), "tool_dialogues" (executed tool calls about
-            such a folder), "trusted_detections" (questions that only its detections answer) or "hoi_qa" (a HOI-QA json file).
+            such a folder), "trusted_detections" (questions that only its detections answer), "hoi_qa" (a HOI-QA json file) or
+            "clip_trajectory" (where hands go, of a folder of clips as EPIC-KITCHENS has it; a group is all that is asked of one clip).
         path: the folder or file.
         seed: of wordings and choices.
         split: whose wordings to use.
@@ -144,11 +149,30 @@ def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit
     return Groups(len(groups), lambda index, epoch: groups[index], lambda: pictures)
 
 
+def _clip_trajectory(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
+    """`kinds`: of actions (reach, miss, pause, turn), for synthetic clips; `options` as for `data.epic_clips.EpicClips`."""
+    from data.epic_clips import EpicClips
+    from data.epic_kitchens import EpicError
+
+    try:
+        clips = EpicClips(path, limit=limit, **options)
+    except EpicError as error:
+        raise DatasetError(str(error)) from error
+
+    def read(index: int, epoch: int) -> list[Sample]:
+        samples = clips.samples(index, split=split, seed=_mix(seed, epoch))
+        return [sample for sample in samples if kinds is None or sample.targets["action"] in kinds]
+
+    frames = [(clip.name, list(clip.frames)) for clip in clips.clips]
+    return Groups(len(clips), read, lambda: [path for _, paths in frames for path in paths], lambda: frames)
+
+
 READERS: dict[str, Callable[..., Groups]] = {
     "synthetic_referral": _synthetic_referral,
     "tool_dialogues": _tool_dialogues,
     "trusted_detections": _trusted_detections,
     "hoi_qa": _hoi_qa,
+    "clip_trajectory": _clip_trajectory,
 }
 
 

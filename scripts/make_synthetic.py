@@ -3,9 +3,9 @@
 
     python scripts/make_synthetic.py stills --out cache/synthetic --count 12000 --seed 0 --split train
 
-`stills` writes OUT/SPLIT; `hoi-qa` and `freihand` write their published layout under OUT (FreiHAND's evaluation set is the test
-split); `keypoints` writes a pool of 2-D hand poses in 2,000 videos for scripts/mine_hands.py. A run that was stopped goes on where it
-stopped; what is already there is kept.
+`stills` writes OUT/SPLIT, `clips` too: ten observed frames a clip in EPIC-KITCHENS' layout, and the paths that follow. `hoi-qa` and
+`freihand` write their published layout under OUT (FreiHAND's evaluation set is the test split); `keypoints` writes a pool of 2-D hand
+poses in 2,000 videos for scripts/mine_hands.py. A run that was stopped goes on where it stopped; what is already there is kept.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm  # noqa: E402
 
 from data.synthetic import factors, scenes  # noqa: E402
+from data.synthetic.epic_writer import ClipSettings, make_clips  # noqa: E402
 from data.synthetic.freihand_writer import write_freihand  # noqa: E402
 from data.synthetic.hoi_qa_writer import write_hoi_qa  # noqa: E402
 from data.synthetic.journal import FolderError  # noqa: E402
@@ -32,12 +33,12 @@ from pose_tools.files import FolderBusyError  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("stills", "hoi-qa", "freihand", "keypoints"))
+    parser.add_argument("kind", choices=("stills", "clips", "hoi-qa", "freihand", "keypoints"))
     parser.add_argument("--out", type=Path, required=True, help="the data set's folder")
-    parser.add_argument("--count", type=int, required=True, help="how many pictures there shall be")
+    parser.add_argument("--count", type=int, required=True, help="how many pictures (clips) there shall be")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=factors.SPLITS, default="train")
-    parser.add_argument("--size", type=int, default=192, help="width and height of a picture in pixels (stills)")
+    parser.add_argument("--size", type=int, default=192, help="width and height of a picture in pixels (stills, clips)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     for name, least in (("count", 1), ("size", 48), ("seed", 0), ("workers", 1)):
@@ -64,6 +65,8 @@ def _writer(options: argparse.Namespace) -> tuple[Path, Iterator[int]]:
     if options.kind == "keypoints":
         return options.out, write_keypoint_pool(options.out, options.split, options.seed, options.count)
     folder = options.out / options.split
+    if options.kind == "clips":
+        return folder, make_clips(folder, ClipSettings(options.split, options.seed, options.size), options.count, options.workers)
     settings = scenes.Settings(options.split, options.seed, options.size)
     return folder, scenes.make_scenes(folder, settings, options.count, options.workers)
 

@@ -96,6 +96,15 @@ def lay_together(layers: list[Layer], size: tuple[int, int], behind: np.ndarray 
     return owner
 
 
+def depth_of(layers: list[Layer], owner: np.ndarray) -> np.ndarray:
+    """(height, width) float32, supersampled: the depth of what is nearest, inf where there is nothing."""
+    depth = np.full(owner.shape, np.inf, dtype=np.float32)
+    for number, layer in enumerate(layers):
+        (rows, cols), (from_rows, from_cols) = _overlap(layer, owner.shape)
+        np.copyto(depth[rows, cols], layer.depth[from_rows, from_cols], where=owner[rows, cols] == number)
+    return depth
+
+
 def _overlap(layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     h, w = layer.mask.shape
     x1, y1, x2, y2 = max(layer.x, 0), max(layer.y, 0), min(layer.x + w, shape[1]), min(layer.y + h, shape[0])
@@ -129,7 +138,14 @@ def cast_shadows(
     behind: np.ndarray, parts: list[Part], focal: float, up: np.ndarray, height: float, light: Light, strength: float
 ) -> np.ndarray:
     """`behind` darkened where parts keep the light from the plane `point · up = −height`: soft hulls of their shadows."""
-    small = np.array(behind.shape[1::-1]) // 2
+    cover = shadow_cover((behind.shape[1], behind.shape[0]), parts, focal, up, height, light)
+    cover = cv2.resize(cover, behind.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return behind * (1 - strength * cover)[..., None]
+
+
+def shadow_cover(size: tuple[int, int], parts: list[Part], focal: float, up: np.ndarray, height: float, light: Light) -> np.ndarray:
+    """Where the parts' shadows fall on the plane, 0..1 float32, at half of `size` (width, height)."""
+    small = np.array(size) // 2
     cover = np.zeros(tuple(small[::-1]), dtype=np.float32)
     fall = -light.direction / max(float(light.direction @ up), 0.35)
     for part in parts:
@@ -141,14 +157,13 @@ def cast_shadows(
         points = ground[:, :2] / ground[:, 2:] * (focal / 2) + small / 2
         hull = cv2.convexHull(np.clip(points, -3 * small, 4 * small).astype(np.float32))
         cv2.fillConvexPoly(cover, hull.astype(np.int32), 1.0)
-    cover = cv2.GaussianBlur(cover, (0, 0), 2.2)
-    cover = cv2.resize(cover, behind.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    return behind * (1 - strength * cover)[..., None]
+    return cv2.GaussianBlur(cover, (0, 0), 2.2)
 
 
 @dataclass(frozen=True)
 class Lens:
-    """What a camera makes of a picture: blur (a kernel of motion, or the sigma of a soft lens), gain with tint (3,), gamma, vignette, noise."""
+    """What a camera makes of a picture: blur (a kernel of motion, or the sigma of a soft lens), gain with tint (3,), gamma, vignette,
+    noise."""
 
     kernel: np.ndarray | None
     sigma: float

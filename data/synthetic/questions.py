@@ -190,7 +190,7 @@ def _ask_holding_hand(record: dict[str, Any], rng: np.random.Generator) -> Asked
     return {"thing": thing_name(thing)}, [], answer, holders[0] if len(holders) == 1 else None
 
 
-def _as_typed(question: str, rng: np.random.Generator | None) -> str:
+def as_typed(question: str, rng: np.random.Generator | None) -> str:
     """People also type without capitals and without a mark at the end: a quarter of the training questions each."""
     if rng is not None and rng.random() < 0.25:
         question = question[0].lower() + question[1:]
@@ -199,7 +199,7 @@ def _as_typed(question: str, rng: np.random.Generator | None) -> str:
 
 def _sample(kind: str, record: dict[str, Any], folder: Path, split: str, rng: np.random.Generator, words, boxes, answer, side) -> Sample:
     choice = phrasings(kind, split)
-    question = _as_typed(choice[rng.integers(len(choice))].format(**words), rng if split == "train" else None)
+    question = as_typed(choice[rng.integers(len(choice))].format(**words), rng if split == "train" else None)
     parts: list[dict[str, Any]] = [{"type": "box", **box} for box in boxes] or (
         [text(answer)] if answer is not None else [{"type": "none"}]
     )

@@ -80,11 +80,11 @@ def draw_plan(rng: np.random.Generator, split: factors.Split) -> Plan:
         for side in hands:
             group = holds if rng.random() < 0.5 else touches if rng.random() < 0.18 else None
             if group is not None:
-                group[side] = Thing.draw(rng, _another_pair(rng, choice, _pairs_of(holds, touches)), split)
+                group[side] = Thing.draw(rng, another_pair(rng, choice, _pairs_of(holds, touches)), split)
     free: list[Thing] = []
     there = len(holds) + len(touches)
     for _ in range(int(rng.integers(1 if there else 2, 5 - there))):
-        free.append(Thing.draw(rng, _another_pair(rng, choice, [*_pairs_of(holds, touches), *((t.name, t.colour) for t in free)]), split))
+        free.append(Thing.draw(rng, another_pair(rng, choice, [*_pairs_of(holds, touches), *((t.name, t.colour) for t in free)]), split))
     camera_bin = int(rng.choice(factors.camera_bins(split)))
     return Plan(split, hands, crossed, holds, touches, tuple(free), factors.draw_background_seed(rng, split), camera_bin)
 
@@ -93,7 +93,7 @@ def _pairs_of(*groups: dict[str, Thing]) -> list[tuple[str, str]]:
     return [(thing.name, thing.colour) for group in groups for thing in group.values()]
 
 
-def _another_pair(rng: np.random.Generator, choice: tuple[tuple[str, str], ...], present: list[tuple[str, str]]) -> tuple[str, str]:
+def another_pair(rng: np.random.Generator, choice: tuple[tuple[str, str], ...], present: list[tuple[str, str]]) -> tuple[str, str]:
     """A pair for one more object; often one that shares the name or the colour with an object already there."""
     if present and (roll := rng.random()) < 0.5:
         name, colour = present[rng.integers(len(present))]
@@ -123,7 +123,7 @@ def _try_scene(plan: Plan, rng: np.random.Generator, size: tuple[int, int]) -> S
     if hands:
         gap = float(rng.choice([0.003, rng.uniform(0.0, 0.2)])) if not plan.touches else 0.003
         frame = frame.with_table_below([h.vertices for h in hands] + [o.vertices for o in handled], gap)
-    light = _light(rng, frame)
+    light = draw_light(rng, frame)
     parts = [part for hand in hands for part in hand.parts] + [thing.part(k) for k, thing in enumerate(handled)]
     drawn = [draw.draw_layer(part, frame.focal, size, light) for part in parts]
     if any(layer is None and part.id not in FOREARM_IDS.values() for layer, part in zip(drawn, parts, strict=True)):
@@ -177,12 +177,13 @@ def _place_two_handed(
     return [replace(h, held=0, touches=True) for h in hands], [put_between(rng, thing, scale, middle, axis, frame)]
 
 
-def _light(rng: np.random.Generator, frame: Frame) -> draw.Light:
+def draw_light(rng: np.random.Generator, frame: Frame) -> draw.Light:
+    """Light from above, most often from behind the camera."""
     direction = frame.up + rng.normal(0, 0.45, 3) + np.array([0, 0, -0.35])
     return draw.Light(direction / np.linalg.norm(direction), float(rng.uniform(0.38, 0.62)))
 
 
-def _seen(layers: list[draw.Layer], owner: np.ndarray) -> np.ndarray:
+def seen_shares(layers: list[draw.Layer], owner: np.ndarray) -> np.ndarray:
     """(layers,) share of each layer's pixels that is seen: occlusion and the border both count."""
     counts = np.bincount(owner[owner >= 0].ravel(), minlength=len(layers))
     return counts / np.array([max(layer.area, 1) for layer in layers])
@@ -192,7 +193,7 @@ def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], handled:
     """Takes away free objects of which too little is seen, so that every object in the picture is labelled; and who owns which pixel."""
     while True:
         owner = draw.lay_together(layers, size)
-        seen = _seen(layers, owner)
+        seen = seen_shares(layers, owner)
         poor = [i for i, layer in enumerate(layers) if layer.part.id >= OBJECT_ID + handled and seen[i] < 0.4]
         if not poor:
             return objects, layers, owner
@@ -205,7 +206,7 @@ def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], handled:
 
 def _labels(plan: Plan, frame: Frame, hands: list[PlacedHand], objects: list[PlacedObject], layers, owner, mask) -> dict[str, Any] | None:
     """The record of a scene; None when something to be asked for is not seen well enough or has the wrong size."""
-    seen = dict(zip([layer.part.id for layer in layers], _seen(layers, owner), strict=True))
+    seen = dict(zip([layer.part.id for layer in layers], seen_shares(layers, owner), strict=True))
     hand_records, object_records = [], []
     for hand in hands:
         box, visible = mask_box(mask, HAND_IDS[hand.side]), seen[HAND_IDS[hand.side]]

@@ -1,0 +1,223 @@
+"""Clips and the paths that follow them: an EPIC-KITCHENS folder, real or synthetic, as samples.
+
+Groups of actions that begin from the same observed frames share a clip. What cannot be used (frames that are not there, a label that is
+broken or says nothing) is counted, said, and too much of it is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.epic_kitchens import Action, EpicError, clip_frames, observed_frames, read_actions, read_label, trajectory_label
+from data.sample import Sample, Source, assistant, user
+from data.synthetic.clip_questions import question
+from pose_tools.body_models.read import UnsafePickleError
+from pose_tools.types import SIDES
+
+logger = logging.getLogger(__name__)
+
+LABEL_RATE = 20
+"""Points a second in a label."""
+ANNOTATION_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv")
+
+
+@dataclass(frozen=True)
+class ClipAction:
+    """An action that can be asked about: its row, its label's paths (2, T, 2) in pixels and which hands it has (2,), left, right."""
+
+    action: Action
+    future: np.ndarray
+    valid: np.ndarray
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the synthetic journal says beside: side, goal, kind, phase, nearest."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Observed frames, first to last, and the actions that begin from them. `name` is the last frame's path under the root; `past`
+    (2, frames, 2) pixels of the last frame and `past_valid` (2, frames), hands left, right, or None where nothing is known."""
+
+    name: str
+    frames: tuple[Path, ...]
+    actions: tuple[ClipAction, ...]
+    past: np.ndarray | None = None
+    past_valid: np.ndarray | None = None
+
+
+class EpicClips:
+    """The clips of a folder, in the order of its annotation file.
+
+    Args:
+        root: the folder with frames `<Pxx>/rgb_frames/…`.
+        annotations: the csv file; by default the one in `root`.
+        labels: the folder of `label_<uid>.pkl`; by default `root/labels`.
+        first_uid: rows of the annotation files before this one (validation's uids go on from train's).
+        count, rate: observed frames and how many a second; fps of the video; `gap` seconds between the last one and the action.
+        steps, step_rate: points of a path and how many a second, after the last observed frame.
+        limit: only the first so many clips.
+        tolerance: largest share of actions that may be unusable.
+
+    Raises EpicError when files are missing or too much is unusable, UnsafePickleError for a label with code in it.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        annotations: str | Path | None = None,
+        labels: str | Path | None = None,
+        first_uid: int = 0,
+        fps: float = 60.0,
+        count: int = 10,
+        rate: float = 4.0,
+        gap: float = 1.0,
+        steps: int = 4,
+        step_rate: float = 4.0,
+        limit: int | None = None,
+        tolerance: float = 0.05,
+    ) -> None:
+        self.root = Path(root)
+        self.count, self.rate, self.gap, self.fps = count, rate, gap, fps
+        self.times = (np.arange(count) - count + 1) / rate
+        self.future_times = np.arange(1, steps + 1) / step_rate
+        self.label_steps = [0, *np.round(self.future_times * LABEL_RATE).astype(int).tolist()]
+        if self.label_steps[-1] > LABEL_RATE:
+            raise EpicError(f"{steps} points at {step_rate} Hz reach beyond the second that labels cover; ask for fewer points")
+        self.labels = Path(labels) if labels is not None else self.root / "labels"
+        actions = read_actions(annotations if annotations is not None else self._annotations(), first_uid)
+        self.skipped: Counter[str] = Counter()
+        self.clips = self._clips(actions, self._journal(), limit)
+        self._report(len(actions), tolerance)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def _annotations(self) -> Path:
+        found = [self.root / name for name in ANNOTATION_FILES if (self.root / name).is_file()]
+        if len(found) != 1:
+            which = "several" if found else "no"
+            raise EpicError(f"{self.root}: {which} annotation files ({', '.join(ANNOTATION_FILES)}) there; name one with `annotations`")
+        return found[0]
+
+    def _journal(self) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
+        """uid → (clip's record, action's record) of a synthetic folder; empty for a real one."""
+        from data.synthetic.epic_writer import read_clip_records
+
+        if not (self.root / "clips.jsonl").is_file():
+            return {}
+        return {action["uid"]: (record, action) for record in read_clip_records(self.root) for action in record["actions"]}
+
+    def _clips(self, actions: Sequence[Action], known: dict[int, Any], limit: int | None) -> list[Clip]:
+        starts: dict[tuple[str, int], list[Action]] = {}
+        for action in actions:
+            starts.setdefault((action.video_id, action.start_frame), []).append(action)
+        clips: list[Clip] = []
+        for members in tqdm(starts.values(), desc=f"{self.root.name} clips", unit="clip", disable=None if len(starts) > 2000 else True):
+            if limit is not None and len(clips) >= limit:
+                break
+            clip = self._clip(members, known)
+            if clip is not None:
+                clips.append(clip)
+        return clips
+
+    def _clip(self, members: Sequence[Action], known: dict[int, Any]) -> Clip | None:
+        first = members[0]
+        try:
+            observed_frames(first.start_frame, self.fps, count=self.count, rate=self.rate, gap=self.gap)
+        except EpicError:
+            self.skipped["begin before anything is observed"] += len(members)
+            return None
+        try:
+            frames = clip_frames(first, self.root, self.fps, count=self.count, rate=self.rate, gap=self.gap)
+        except EpicError as error:
+            logger.debug("%s", error)
+            self.skipped["have missing frames"] += len(members)
+            return None
+        actions = [found for action in members if (found := self._action(action, known)) is not None]
+        if not actions:
+            return None
+        record = known[first.uid][0] if first.uid in known else None
+        past = None if record is None else np.array([np.full((self.count, 2), np.nan) if p is None else p for p in record["past"]])
+        seen = None if record is None else np.array(record["past_valid"], bool)
+        return Clip(str(frames[-1].relative_to(self.root).as_posix()), tuple(frames), tuple(actions), past, seen)
+
+    def _action(self, action: Action, known: dict[int, Any]) -> ClipAction | None:
+        try:
+            label = trajectory_label(read_label(self.labels / f"label_{action.uid}.pkl"), (1, 1), self.label_steps)
+        except UnsafePickleError:
+            raise
+        except EpicError as error:
+            logger.debug("action %d: %s", action.uid, error)
+            self.skipped["have no label, or a broken one"] += 1
+            return None
+        future = label["future_hands"][:, 1:].astype(np.float64)
+        present = label["future_valid"]
+        if not present.any():
+            self.skipped["have a label without hands"] += 1
+            return None
+        return ClipAction(action, future, present, known[action.uid][1] if action.uid in known else {})
+
+    def _report(self, actions: int, tolerance: float) -> None:
+        lost = sum(self.skipped.values())
+        if lost:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
+            logger.warning("%s: %d of %d actions are left out: %s", self.root, lost, actions, reasons)
+            if lost > tolerance * actions:
+                raise EpicError(
+                    f"{self.root}: {lost} of {actions} actions cannot be used ({reasons}); at most {tolerance:.0%} may. Complete the folder, "
+                    "or raise `tolerance`"
+                )
+        if not self.clips:
+            raise EpicError(f"{self.root}: no clip can be used")
+
+    def samples(self, index: int, *, split: str, seed: int) -> list[Sample]:
+        """All that is asked about clip `index`: a function of the arguments."""
+        clip = self.clips[index]
+        with Image.open(clip.frames[-1]) as picture:
+            size = picture.size
+        return [self._sample(clip, action, size, split, seed) for action in clip.actions]
+
+    def _sample(self, clip: Clip, action: ClipAction, size: tuple[int, int], split: str, seed: int) -> Sample:
+        row, about = action.action, action.about
+        rng = np.random.default_rng([seed, zlib.crc32(f"{self.root.name}/{row.uid}".encode())])
+        side = about.get("side") if about.get("side") in SIDES else None
+        both = about.get("kind") == "turn"
+        words = question(row.narration, rng, split, side, name_side=not about.get("nearest", True), plural=both)
+        points = action.future
+        inside = ((points >= 0) & (points < size)).all(-1)
+        valid = action.valid[:, None] & inside
+        video = {"type": "video", "video": [str(path) for path in clip.frames], "times": self.times.tolist()}
+        part = {"type": "trajectory", "points": np.where(valid[..., None], points, 0.0), "valid": valid}
+        dataset, licence = ("synthetic clips", "Apache-2.0") if about else ("epic_kitchens", "CC BY-NC 4.0")
+        return Sample(
+            id=f"{row.video_id}-{row.uid}",
+            messages=[user(video, words), assistant(part)],
+            source=Source(dataset, row.video_id, row.start_frame, licence),
+            targets={
+                "kind": "trajectory", "future": points, "valid": valid, "past": clip.past, "past_valid": clip.past_valid,
+                "past_times": self.times, "future_times": self.future_times, "size": size, "narration": row.narration, "side": side,
+                "goal": _goal(about), "action": about.get("kind"), "start": clip.name, "phase": about.get("phase"),
+            },
+        )  # fmt: skip
+
+
+def _goal(about: dict[str, Any]) -> str | None:
+    goal = about.get("goal")
+    return f"{goal['colour']} {goal['name']}" if goal else None
+
+
+def read_clips(root: str | Path, *, split: str = "train", seed: int = 0, **options: Any) -> Iterator[Sample]:
+    """The samples of all clips of a folder; `options` as for `EpicClips`."""
+    clips = EpicClips(root, **options)
+    for index in range(len(clips)):
+        yield from clips.samples(index, split=split, seed=seed)
