@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Chooses the pictures of `make run`: the first scenes of a test split that fit each question, so that nobody picked the good ones.
+"""Chooses the pictures and clips of `make run`: the first of a test split that fit each question, so that nobody picked the good ones.
 
-    python scripts/pick_demo_pictures.py --data cache/synthetic/test
+    python scripts/pick_demo_pictures.py --data cache/synthetic/test --clips cache/clips/test
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.groups import DatasetError
+from data.groups import DatasetError, open_groups
+from data.sample import Sample
 from data.synthetic.scenes import read_scenes
 from pose_tools.files import write_text
 
@@ -58,9 +61,55 @@ DEMOS: tuple[tuple[str, str, bool, Callable[[dict[str, Any]], Any], Boxes], ...]
 )
 
 
+MOST_BYTES = 300_000
+"""Room for the frames of all clips."""
+
+
+def two_goals(samples: list[Sample]) -> tuple[Sample, Sample] | None:
+    """Two questions about one clip in which the same hand reaches for different things."""
+    reaches = [sample for sample in samples if sample.targets["action"] == "reach" and sample.targets["valid"].any()]
+    for i, first in enumerate(reaches):
+        for second in reaches[i + 1 :]:
+            if first.targets["side"] == second.targets["side"] and first.targets["goal"] != second.targets["goal"]:
+                return first, second
+    return None
+
+
+def pick_clips(data: Path, out: Path, count: int = 1) -> list[dict[str, Any]]:
+    """The questions about the first `count` clips with two goals; their frames are copied. Raises DatasetError."""
+    groups = open_groups("clip_trajectory", data, split="test")
+    pairs = (pair for index in range(groups.size) if (pair := two_goals(groups.read(index, 0))) is not None)
+    questions, room = [], MOST_BYTES
+    for number, pair in zip(range(1, count + 1), pairs):
+        video = pair[0].messages[0]["content"][0]
+        (out / f"clip_{number}").mkdir(exist_ok=True)
+        names = [f"clip_{number}/{k}.jpg" for k in range(len(video["video"]))]
+        for name, frame in zip(names, video["video"]):
+            shutil.copyfile(frame, out / name)
+            room -= (out / name).stat().st_size
+        for sample, letter in zip(pair, "ab"):
+            questions.append(clip_question(f"clip_{number}_goal_{letter}", names, sample))
+    if len(questions) < 2 * count or room < 0:
+        found = f"{len(questions) // 2} of {count} clips with two goals, {MOST_BYTES - room} bytes"
+        raise DatasetError(f"{data}: {found}; make more clips, or smaller ones")
+    return questions
+
+
+def clip_question(name: str, frames: list[str], sample: Sample) -> dict[str, Any]:
+    """A line of questions.json (see `vlm.examples`)."""
+    video, *words = sample.messages[0]["content"]
+    truth = sample.targets
+    future = [[[round(float(v), 1) for v in point] for point in hand] for hand in np.where(truth["valid"][..., None], truth["future"], 0.0)]
+    ask = " ".join(part["text"] for part in words if part["type"] == "text")
+    path = {"future": future, "valid": truth["valid"].tolist(), "future_times": list(map(float, truth["future_times"]))}
+    times = list(map(float, video["times"]))
+    return {"name": name, "clip": frames, "times": times, "ask": ask, "tool": False, **path, "scene": sample.id}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder of synthetic test scenes")
+    parser.add_argument("--clips", type=Path, help="a folder of synthetic test clips; without it, pictures only")
     parser.add_argument("--out", type=Path, default=ASSETS)
     options = parser.parse_args()
     records = iter(read_scenes(options.data))
@@ -73,6 +122,8 @@ def main() -> int:
         shutil.copyfile(options.data / record["image"], options.out / f"{name}.jpg")
         truth = [{"bbox_xyxy": box, "label": label} for label, box in boxes(record)]
         questions.append({"name": name, "image": f"{name}.jpg", "ask": ask, "tool": tool, "truth": truth, "scene": record["id"]})
+    if options.clips:
+        questions += pick_clips(options.clips, options.out)
     write_text(options.out / "questions.json", json.dumps(questions, indent=1) + "\n")
     return 0
 
