@@ -115,7 +115,11 @@ class EpicClips:
 
         if not (self.root / "clips.jsonl").is_file():
             return {}
-        return {action["uid"]: (record, action) for record in read_clip_records(self.root) for action in record["actions"]}
+        return {
+            action["uid"]: (record, action | {"goal_point": _goal_point(record, action)})
+            for record in read_clip_records(self.root)
+            for action in record["actions"]
+        }
 
     def _clips(self, actions: Sequence[Action], known: dict[int, Any], limit: int | None) -> list[Clip]:
         starts: dict[tuple[str, int], list[Action]] = {}
@@ -206,9 +210,18 @@ class EpicClips:
             targets={
                 "kind": "trajectory", "future": points, "valid": valid, "past": clip.past, "past_valid": clip.past_valid,
                 "past_times": self.times, "future_times": self.future_times, "size": size, "narration": row.narration, "side": side,
-                "goal": _goal(about), "action": about.get("kind"), "start": clip.name, "phase": about.get("phase"),
+                "goal": _goal(about), "goal_point": about.get("goal_point"), "action": about.get("kind"), "start": clip.name,
+                "phase": about.get("phase"),
             },
         )  # fmt: skip
+
+
+def _goal_point(record: dict[str, Any], action: dict[str, Any]) -> list[float] | None:
+    """The middle of the goal's box in pixels of the last frame, for evaluation; no question shows it."""
+    if not action["goal"]:
+        return None
+    x1, y1, x2, y2 = record["objects"][action["goal"]["object"]]["bbox_xyxy"]
+    return [(x1 + x2) / 2, (y1 + y2) / 2]
 
 
 def _goal(about: dict[str, Any]) -> str | None:

@@ -81,12 +81,9 @@ def features(questions: Sequence[ClipQuestion], goal: bool) -> np.ndarray:
 
 
 def goal_point(question: ClipQuestion) -> np.ndarray:
-    """(2,) pixels of the goal in the last frame; NaN where the question has none."""
-    goal = question.sample.targets.get("goal") or {}
-    if goal.get("point") is not None:
-        return np.asarray(goal["point"], dtype=float)
-    box = goal.get("bbox_xyxy")
-    return np.full(2, np.nan) if box is None else np.asarray(box, dtype=float).reshape(2, 2).mean(0)
+    """(2,) the middle of the goal in pixels of the last frame; NaN where the question has none, or the data set does not say."""
+    point = question.sample.targets.get("goal_point")
+    return np.full(2, np.nan) if point is None else np.asarray(point, dtype=float)
 
 
 def train_mlp(questions: Sequence[ClipQuestion], settings: MLPSettings, folder: Path) -> PathMLP:

@@ -16,6 +16,8 @@ from vlm.evaluation.trajectory_baselines import last_position
 from vlm.evaluation.trajectory_scoring import PathReply, path_errors
 
 COLUMNS = 6
+STILL = 0.025
+"""Widths of the frame that a hand may move and still count as resting, in pictures."""
 
 
 def write_sheets(
@@ -58,9 +60,18 @@ def picture(question: ClipQuestion, reply: PathReply) -> np.ndarray:
     seen = np.isfinite(question.past).all(-1).any(-1)
     canvas = Canvas(read_image(question.frames[-1]), least=384)
     canvas.trails(question.past)
-    truth = Paths(question.future, question.valid, np.where(seen[:, None], now, np.nan))
+    start = np.where(seen[:, None], now, np.nan)
     said = np.full_like(question.future, np.nan) if reply.points is None else reply.points
-    return draw_paths(canvas, Paths(said, question.valid, truth.now, reply.spread, reply.futures), truth=truth, labels=False).array()
+    moves = np.fmax(_travel(question.future, now), _travel(said, now)) > STILL * question.size[0]
+    shown = question.valid & moves[:, None]  # an arrow on a hand that rests would point nowhere
+    truth, answer = Paths(question.future, shown, start), Paths(said, shown, start, reply.spread, reply.futures)
+    return draw_paths(canvas, answer, truth=truth, labels=False).array()
+
+
+def _travel(points: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """(2,) how far each hand of a path (2, T, 2) gets from `now` (2, 2); NaN where it has no point."""
+    away = np.linalg.norm(points - now[:, None], axis=-1)
+    return np.fmax.reduce(away, axis=-1)
 
 
 def caption(question: ClipQuestion, reply: PathReply, ade: float) -> str:

@@ -110,23 +110,20 @@ class Scores:
 
 
 def summarise(condition: str, questions: Sequence[ClipQuestion], errors: PathErrors) -> PathLine:
-    """The numbers of one line."""
-    videos = [question.cluster for question in questions]
+    """The numbers of one line; ADE and FDE with their intervals."""
     asked = np.array([[q.side in (None, side) for side in ("left", "right")] for q in questions])
 
     def of(values: np.ndarray, kept: np.ndarray | bool = True) -> Measure:
-        counted = np.isfinite(values) & kept
-        clusters = [video for video, row in zip(videos, counted) for value in np.atleast_1d(row) if value]
-        return share(values[counted].tolist(), clusters)
+        return Measure(float(values[counted].mean())) if (counted := np.isfinite(values) & kept).any() else Measure(None)
 
     hand = np.arange(2) == np.array([[0], [1]])
     return PathLine(
         condition=condition,
         questions=len(questions),
         clips=len({question.start for question in questions}),
-        invalid=share(errors.invalid.tolist(), videos, interval=False),
-        ade=of(errors.ade),
-        fde=of(errors.fde),
+        invalid=of(errors.invalid.astype(float)),
+        ade=_mean(errors.ade, questions),
+        fde=_mean(errors.fde, questions),
         wde=of(errors.wde),
         futures=errors.futures,
         min_ade=of(errors.min_ade),
@@ -139,6 +136,12 @@ def summarise(condition: str, questions: Sequence[ClipQuestion], errors: PathErr
         asked=of(errors.ade, asked),
         other=of(errors.ade, ~asked),
     )
+
+
+def _mean(values: np.ndarray, questions: Sequence[ClipQuestion]) -> Measure:
+    """Mean over the hands that count of `values` (N, 2), with its interval over videos."""
+    counted = np.isfinite(values)
+    return share(values[counted].tolist(), [q.cluster for q, hands in zip(questions, counted) for hand in hands if hand])
 
 
 def aims(scores: Scores) -> list[Aim]:
@@ -160,9 +163,9 @@ def sections(scores: Scores, lines: Sequence[PathLine], *, compat: bool = False)
     parts = [_aims_table(aims(scores)), "Errors in 256-px units:", "", _main_table(lines), "By step and hand, ADE in 256-px units:", ""]
     parts += [_step_table(scores.questions[0], lines)]
     parts += ["Every row against the model as shipped, on the same questions:", "", _paired(scores)]
-    by_phase = _phase_table(scores)
-    if by_phase:
-        parts += ["ADE by what the hand was doing at the last observed frame:", "", by_phase]
+    groups = _group_table(scores)
+    if groups:
+        parts += ["ADE by what the hand was doing at the last observed frame, and whether it reaches at all:", "", groups]
     spread = _spread_line(scores)
     if spread:
         parts += [spread, ""]
@@ -226,21 +229,26 @@ def difference_cell(a: np.ndarray, b: np.ndarray, clusters: Sequence[str]) -> st
     return f"{d.difference:+.2f} [{d.low:+.2f}, {d.high:+.2f}], p = {d.p_value:.2g}"
 
 
-def _phase_table(scores: Scores) -> str | None:
-    phases = {q.id: q.sample.targets.get("phase") for q in scores.questions}
-    if any(phase is None for phase in phases.values()):
+def _group(question: ClipQuestion) -> str | None:
+    """What the hands were about to do, as far as the data set says."""
+    action, phase = question.sample.targets.get("action"), question.sample.targets.get("phase")
+    if action in ("pause", "turn"):
+        return {"pause": "stays", "turn": "turns with the other"}[action]
+    return None if phase is None else "not yet moving" if phase < MOVING else "moving"
+
+
+def _group_table(scores: Scores) -> str | None:
+    members: dict[str | None, list[ClipQuestion]] = {}
+    for question in scores.questions:
+        members.setdefault(_group(question), []).append(question)
+    if None in members:
         return None
-    groups = {
-        "not yet moving": [q for q in scores.questions if phases[q.id] < MOVING],
-        "moving": [q for q in scores.questions if phases[q.id] >= MOVING],
-    }
-    groups = {name: members for name, members in groups.items() if members}
+    groups = {str(name): members[name] for name in sorted(members, key=str)}
     rows = []
     for name, asked in scores.members.items():
         if len(asked) == len(scores.questions):
-            cells = [_two(summarise(name, members, scores.score(name, members)).ade) for members in groups.values()]
-            rows.append([name, *cells])
-    return markdown_table(["answered by", *(f"{name} (n = {len(members)})" for name, members in groups.items())], rows)
+            rows.append([name, *(_two(_mean(scores.score(name, group).ade, group)) for group in groups.values())])
+    return markdown_table(["answered by", *(f"{name} (n = {len(group)})" for name, group in groups.items())], rows)
 
 
 def _spread_line(scores: Scores) -> str | None:
