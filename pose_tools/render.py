@@ -94,9 +94,11 @@ class Canvas:
             self._plate(frame, words, colour)
         return self
 
-    def skeleton(self, joints_2d: np.ndarray, *, valid: np.ndarray | None = None, side: str | None = None) -> Canvas:
+    def skeleton(
+        self, joints_2d: np.ndarray, *, valid: np.ndarray | None = None, side: str | None = None, colour: Colour | None = None
+    ) -> Canvas:
         """A hand of 21 joints (21, 2), FreiHAND order, each finger in its colour; `valid` (21,) bool leaves joints out.
-        `side` colours the wrist."""
+        `side` colours the wrist. With `colour` thin lines of that colour alone: a second hand to compare with."""
         points = np.asarray(joints_2d, float)
         if points.shape != (21, 2):
             raise ValueError(f"joints_2d has shape {points.shape}: expected (21, 2) in FreiHAND order")
@@ -104,7 +106,12 @@ class Canvas:
         points = np.where(shown[:, None], points, 0.0) * self._stretch
         extent = np.ptp(points[shown], axis=0).max() if shown.any() else 0.0
         width = float(np.clip(extent / 45, 1.5, 2.4 * self.line))
-        bones = [(a, b, FINGER_COLOURS[(b - 1) // 4]) for a, b in BONES if shown[a] and shown[b]]
+        bones = [(a, b, colour or FINGER_COLOURS[(b - 1) // 4]) for a, b in BONES if shown[a] and shown[b]]
+        if colour:
+            for thickness, ink in ((width * 0.5 + 2, _DARK), (width * 0.5, colour)):
+                for a, b, _ in bones:
+                    self._path(points[[a, b]], ink, thickness)
+            return self
         for a, b, _ in bones:
             self._path(points[[a, b]], _DARK, width + 2)
         for a, b, colour in bones:
@@ -212,6 +219,20 @@ class Canvas:
             for i, piece in enumerate(zip(known[:-1], known[1:], strict=True), start=1):
                 width, points = max(1.0, self.line * 0.8), np.array(piece)
                 self._layer(lambda p=points, w=width: self._path(p, colour, w), 0.25 + 0.65 * i / len(known))
+        return self
+
+    def trail(self, points: np.ndarray, *, colour: Colour, seen: np.ndarray | None = None) -> Canvas:
+        """Where one thing was: `points` (T, 2), faint where long ago and clear at the end; NaN interrupts the path. Moments that were
+        not `seen` (T,) bool but filled in are drawn without a dot."""
+        points = np.asarray(points, float) * self._stretch
+        shown = np.isfinite(points).all(1)
+        seen = shown if seen is None else shown & np.asarray(seen, bool)
+        for i in range(len(points)):
+            share = 0.2 + 0.8 * (i + 1) / len(points)
+            if i and shown[i - 1] and shown[i]:
+                self._layer(lambda i=i: self._path(points[i - 1 : i + 1], colour, self.line * 1.2), share)
+            if seen[i]:
+                self._layer(lambda i=i: self._disc(points[i], self.line * 1.3, colour), share)
         return self
 
     def caption(self, words: str, *, colour: Colour = _DARK) -> Canvas:
