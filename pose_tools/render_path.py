@@ -32,8 +32,8 @@ class Paths:
 
     def scaled(self, factor: float) -> Paths:
         """The same paths on a frame `factor` times as large."""
-        lengths = {name: getattr(self, name) for name in ("points", "now", "spread", "samples")}
-        return replace(self, **{name: np.asarray(value, float) * factor for name, value in lengths.items() if value is not None})
+        now, spread, samples = (None if value is None else value * factor for value in (self.now, self.spread, self.samples))
+        return replace(self, points=self.points * factor, now=now, spread=spread, samples=samples)
 
     def until(self, share: float) -> Paths:
         """The first `share` (0–1) of the time, the last point between two steps where need be."""

@@ -26,7 +26,7 @@ def describe(answer: Answer, medium: Medium | None = None) -> str:
         return answer.text
     if isinstance(answer, TrajectoryAnswer):
         hands = np.flatnonzero(there(answer, medium).any(1))
-        return "; ".join(_path_words(answer, hand) for hand in hands) or "a path, but of no hand that is seen"
+        return "; ".join(_path_words(answer, hand) for hand in map(int, hands)) or "a path, but of no hand that is seen"
     if isinstance(answer, TimeAnswer):
         return f"at {100 * answer.fraction:.0f} % of the clip"
     return f"not understood: {answer.text!r} ({answer.reason})" if isinstance(answer, Unparsed) else f"asks for the tool {answer.name}"

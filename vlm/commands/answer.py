@@ -15,7 +15,7 @@ from data.sample import user
 from pose_tools.files import write_text
 from pose_tools.image_io import write_image
 from pose_tools.render_path import CLIP_FPS
-from pose_tools.tool import TOOLS
+from pose_tools.tool import tools_for
 from vlm.agent import Agent, Turn
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import load_model
@@ -93,11 +93,11 @@ def ask(
     """One question about one picture, RGB uint8 (H, W, 3), or a Medium.
 
     With `tools` the model sees the hands that the detector or tracker sees as pose tokens (if it has an encoder for them) and may call
-    the tools in `offer`, by default all. Without a detector it answers from the pixels, and a warning says so. `futures` of a path are
-    drawn; the first is the answer.
+    the tools in `offer`, by default those that can look at it. Without a detector it answers from the pixels, and a warning says so.
+    `futures` of a path are drawn; the first is the answer.
     """
     medium = medium if isinstance(medium, Medium) else Medium((medium,))
-    agent = Agent(model, processor, (tuple(TOOLS) if offer is None else offer) if tools else (), **generation(model, futures))
+    agent = Agent(model, processor, (tools_for(medium.media) if offer is None else offer) if tools else (), **generation(model, futures))
     return agent.ask([user(*opening(medium, processor, tools=tools), question)], medium.media)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.sample import user
-from pose_tools.tool import TOOLS
+from pose_tools.tool import tools_for
 from vlm.agent import Agent, Messages, Turn
 from vlm.answers import TRAJECTORY_TOKEN, Unparsed
 from vlm.commands.answer import generation, opening
@@ -59,7 +59,7 @@ def reply(model: Any, processor: Any, session: Session, question: str, settings:
         raise MediumError("nothing is open yet: choose a picture or a clip first")
     medium = session.medium if settings.tools else replace(session.medium, look=False)
     agent = Agent(
-        model, processor, offered(medium) if settings.tools else (), overlay=True, **generation(model, settings.futures)
+        model, processor, tools_for(medium.media) if settings.tools else (), overlay=True, **generation(model, settings.futures)
     )
     first = opening(medium, processor, tools=settings.tools)
     earlier = _that_fit(agent, first, session.turns[-EARLIER:], question) if settings.history else []
@@ -76,11 +76,6 @@ def reply(model: Any, processor: Any, session: Session, question: str, settings:
             break
     new = [user(question), *turn.messages[len(messages) :]]
     yield Reply(written, turn, replace(session, turns=(*session.turns, new)), medium, alone)
-
-
-def offered(medium: Medium) -> tuple[str, ...]:
-    """The tools that can look at this medium."""
-    return tuple(TOOLS)
 
 
 def conversation(first: list[dict[str, Any]], turns: list[Messages], question: str) -> Messages:

@@ -177,7 +177,7 @@ def build(page: Page) -> gr.Blocks:
 
 def _medium_side(page: Page) -> tuple[Any, ...]:
     """What is asked about, and what may be."""
-    buttons = ["download", "fullscreen"]
+    buttons: list[Any] = ["download", "fullscreen"]
     stage = gr.Image(label="Picture", show_label=False, interactive=False, buttons=buttons, elem_id="stage")
     clip = gr.Video(
         label="Clip", show_label=False, interactive=False, autoplay=True, loop=True, visible=False, buttons=["download"], elem_id="clip"
