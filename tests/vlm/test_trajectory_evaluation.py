@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.groups import DatasetError, Groups
@@ -15,6 +15,7 @@ from data.sample import Sample, Source, assistant, user
 from pose_tools.image_io import write_image
 from pose_tools.views import View
 from tests.tiny import tiny_clips
+from tests.vlm.test_clips import Script
 from vlm.answers import Paths
 from vlm.commands import evaluate, trajectory
 from vlm.commands.console import run as run_command
@@ -171,6 +172,7 @@ def test_only_one_path_of_the_asked_length_is_an_answer(text: str, steps: int, r
         assert reason in str(reply.reason)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(["<hand_traj>", "none", " ", "[1, 2, 3, 4]", "<t7>", "cup", "<tool_call>"]), max_size=9), st.booleans())
 def test_whatever_is_written_becomes_a_reply(words: list[str], lost: bool) -> None:
     points = np.full((2, 6, 2), np.nan if lost else 0.5)
@@ -256,6 +258,7 @@ def test_a_network_is_the_same_when_trained_again_and_when_read_from_its_file(tm
     assert len(list(tmp_path.glob("*.safetensors"))) == 2  # other questions, another file
 
 
+@pytest.mark.slow
 def test_the_goal_point_tells_what_the_past_does_not(tmp_path: Path) -> None:
     train, test = questions(150), questions(180)[-50:]
     ade = {}
@@ -335,35 +338,78 @@ def test_the_noise_of_futures_depends_on_the_question_alone_and_the_answer_on_no
     assert PathAsker(model, processor, steps=4).noise(["a"]) is None
 
 
-def clip_command(monkeypatch: pytest.MonkeyPatch, members: list[ClipQuestion], tmp_path: Path, capsys) -> list[str]:
+def test_a_written_path_is_the_models_own_in_pixels_of_the_last_frame(asked: list[ClipQuestion]) -> None:
+    """Batch = single, the answer is the same beside futures and alone, and the points are those that `generate` gives."""
+    model, processor = tiny_clips("fed back")
+    turns = [conversation(q, CONDITIONS[0], tokens=lambda q: NO_TOKENS, partner=q) for q in asked[:3]]
+    names = [q.id for q in asked[:3]]
+
+    def ask(turns, names, futures: int) -> list[PathReply]:
+        asker = PathAsker(model, processor, steps=4, futures=futures, max_new_tokens=4)
+        batch = processor(turns)
+        asker.generation["logits_processor"] = [Script(model, batch["input_ids"].shape[1], ["p"] * 4)]
+        return asker(turns, names)
+
+    many, one = ask(turns, names, 3), ask(turns, names, 1)
+    for number, (reply, alone) in enumerate(zip(many, one)):
+        single = ask(turns[number : number + 1], names[number : number + 1], 3)[0]
+        assert reply.valid and reply.futures.shape == (3, 2, 4, 2) and alone.futures is None
+        np.testing.assert_array_equal(reply.futures[0], reply.points)
+        np.testing.assert_allclose(alone.points, reply.points, atol=1e-3)
+        np.testing.assert_allclose(single.futures, reply.futures, atol=1e-3)
+        assert np.ptp(reply.futures, axis=0).max() > 0.1
+    batch = processor(turns[:1])
+    script = [Script(model, batch["input_ids"].shape[1], ["p"] * 4)]
+    grid = model.generate(**batch, max_new_tokens=4, do_sample=False, logits_processor=script).trajectories[0, 0].numpy()
+    view = batch["views"][0][0]
+    np.testing.assert_allclose(many[0].points, view.to_original(grid.astype(float) * view.out), atol=1e-3)
+
+
+def clip_folder(monkeypatch: pytest.MonkeyPatch, members: list[ClipQuestion]) -> None:
+    """Every folder of clips holds `members`, and no hand is tracked in them."""
+    groups = Groups(len(members), lambda index, epoch: [members[index].sample], list)
+    monkeypatch.setattr("vlm.evaluation.trajectory.open_groups", lambda *_, **__: groups)
+    monkeypatch.setattr(trajectory._Tracks, "__call__", lambda self, question: NO_TOKENS)
+
+
+def clip_command(monkeypatch: pytest.MonkeyPatch, members: list[ClipQuestion], tmp_path: Path) -> list[str]:
     """Arguments of `evaluate trajectory` over a folder that holds `members`, with a tiny model that never writes a path."""
     model, processor = tiny_clips()
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "manifest.json").write_text('{"split": "test"}')
-    groups = Groups(len(members), lambda index, epoch: [members[index].sample], list)
-    monkeypatch.setattr("vlm.evaluation.trajectory.open_groups", lambda *_, **__: groups)
-    monkeypatch.setattr(trajectory._Tracks, "__call__", lambda self, question: NO_TOKENS)
-    common = ["--data", tmp_path / "clips", "--model", tmp_path / "model", "--batch-size", 4]
+    clip_folder(monkeypatch, members)
+    common = ["--data", tmp_path / "clips", "--model", tmp_path / "model", "--batch-size", 2]
     return ["trajectory", *map(str, common)]
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_where_it_stopped_is_scored_again_without_its_model_and_compared(
     monkeypatch: pytest.MonkeyPatch, frame: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = clip_command(monkeypatch, questions(5, frame), tmp_path, capsys)
+    command = clip_command(monkeypatch, questions(3, frame), tmp_path)
     out, card = tmp_path / "out", tmp_path / "card.md"
     command += ["--conditions", "as shipped", "shuffled goal", "--out", str(out), "--sheet", "1"]
     assert run_command(evaluate.main, [*command, "--card", str(card)]) == 0
     table = (out / "table.md").read_text()
     assert table.strip() in card.read_text() and "<!-- evaluate:trajectory -->" in card.read_text()
-    assert "| as shipped | 9 (5) | 1.000 |" in table  # a tiny model says nothing that can be read
+    assert "| as shipped | 6 (3) | 1.000 |" in table  # a tiny model says nothing that can be read
     predictions = out / "predictions" / "as_shipped.jsonl"
     whole = predictions.read_bytes()
     predictions.write_bytes(whole[:-50])
     assert run_command(evaluate.main, command) == 0
     assert predictions.read_bytes() == whole and (out / "table.md").read_text() == table
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(trajectory, "_all_done", lambda rank: rank == 0)
+    several = [str(tmp_path / "several") if part == str(out) else part for part in command]
+    for rank in ("1", "0"):  # the first process puts together what all have answered
+        monkeypatch.setenv("RANK", rank)
+        assert run_command(evaluate.main, several) == 0
+    assert (tmp_path / "several" / "predictions" / "as_shipped.jsonl").read_bytes() == whole
+    assert (tmp_path / "several" / "table.md").read_text() == table
+    monkeypatch.undo()
+    clip_folder(monkeypatch, questions(3, frame))
     (tmp_path / "model" / "model.safetensors").unlink()
     assert run_command(evaluate.main, [*command, "--rescore"]) == 0 and (out / "table.md").read_text() == table
     capsys.readouterr()
@@ -373,6 +419,22 @@ def test_the_command_goes_on_where_it_stopped_is_scored_again_without_its_model_
     assert "another --out" in capsys.readouterr().err
     assert run_command(evaluate.main, [*command[:-3], str(tmp_path / "new"), "--rescore"]) == 1
     assert "no predictions" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_that_reads_no_tracks_is_shown_none_and_one_without_a_path_head_is_refused(
+    monkeypatch: pytest.MonkeyPatch, frame: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*clip_command(monkeypatch, questions(1, frame), tmp_path), "--sheet", "0", "--out"]
+    for name, changes, status in (("blind", {"pose_encoders": {}}, 0), ("headless", {"trajectory": None}, 1)):
+        model, processor = tiny_clips(**changes)
+        model.save_pretrained(tmp_path / "model")
+        processor.save_pretrained(tmp_path / "model")
+        assert run_command(evaluate.main, [*command, str(tmp_path / name)]) == status
+    said = capsys.readouterr()
+    assert "| as shipped |" in said.out and "hand tokens off |" not in said.out and "no path head" in said.err
+    assert run_command(evaluate.main, [*command, str(tmp_path / "x"), "--model", str(tmp_path)]) == 1
+    assert "not a model folder" in capsys.readouterr().err
 
 
 def test_a_folder_without_clips_and_one_of_uneven_futures_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

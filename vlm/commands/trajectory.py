@@ -8,17 +8,22 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm.commands.console import DEFAULT_MODEL, CommandError
+from vlm.commands.hoi_qa import _all_done
 from vlm.commands.loading import load_model
 from vlm.evaluation import records, tables
 
 logger = logging.getLogger(__name__)
+Answerer = Callable[[Any], Any]
+"""A condition → a function from conversations and question ids to replies."""
 
 
 def add_arguments(task: argparse.ArgumentParser) -> None:
@@ -48,12 +53,23 @@ def main(options: argparse.Namespace) -> int:
 
     conditions = _chosen(options.conditions, CONDITIONS)
     asked = _questions(options.data, options.clips, options.seed)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not options.rescore:
+        conditions = _fitting(conditions, options.model)
+    if world > 1 and not options.rescore:
+        own = _share(options.out, rank, world)
+        with records.single_writer(own):
+            records.claim(own, _settings(options, asked))
+            _ask(options, conditions, asked, own, _model_replies(options, asked), (rank, world))
+        if not _all_done(rank):
+            return 0
     with records.single_writer(options.out):
         if options.rescore:
             replies = _kept_replies(options.out, conditions, asked)
         else:
             records.claim(options.out, _settings(options, asked))
-            replies = _ask(options, conditions, asked)
+            answer = _model_replies(options, asked) if world == 1 else _shared_replies(options.out, world, conditions, asked)
+            replies = _ask(options, conditions, asked, options.out, answer)
         train = _questions(options.train, options.train_clips, options.seed) if options.train else None
         everything = replies | trajectory_run.baseline_replies(asked, train, options.out)
         text = trajectory_run.report(asked, everything, options.out, _about(options, asked, train), compat=options.protocol == "compat")
@@ -92,32 +108,71 @@ def _questions(folder: Path, clips: int | None, seed: int) -> list[Any]:
     return select_clips(read_clip_questions(folder, split=split, seed=seed), clips, seed)
 
 
-def _ask(options: argparse.Namespace, conditions: Sequence[Any], asked: Sequence[Any]) -> dict[str, Any]:
-    """Replies per condition. The model and the tracker are only loaded if something is still to be asked."""
+def _fitting(conditions: Sequence[Any], model: Path) -> list[Any]:
+    """The conditions that a model can be asked under: one without an encoder of tracked hands is shown none."""
+    from vlm import HandVLMProcessor
+    from vlm.adapters import base_of, is_adapter
+
+    if not is_adapter(model) and not (model / "config.json").is_file():
+        load_model(model)  # says what is wrong with the folder
+    if "track" in HandVLMProcessor.from_pretrained(base_of(model) if is_adapter(model) else model).pose_encoders:
+        return list(conditions)
+    return [replace(condition, pose="off") for condition in conditions if condition.name != "hand tokens off"]
+
+
+def _ask(
+    options: argparse.Namespace,
+    conditions: Sequence[Any],
+    asked: Sequence[Any],
+    out: Path,
+    answer: Answerer,
+    share: tuple[int, int] = (0, 1),
+) -> dict[str, Any]:
+    """Replies per condition, kept in `out`."""
     from vlm.evaluation import trajectory_run
+
+    tokens = _Tracks(options.data, asked)
+    return {
+        condition.name: trajectory_run.ask_all(
+            asked, condition, answer(condition), tokens, out=out, batch_size=options.batch_size, seed=options.seed, share=share
+        )
+        for condition in conditions
+    }
+
+
+def _model_replies(options: argparse.Namespace, asked: Sequence[Any]) -> Answerer:
+    """The model's answers. It is only loaded if something is still to be asked."""
+    from vlm.evaluation.trajectory import CONDITIONS
     from vlm.evaluation.trajectory_asking import PathAsker
 
     loaded: list[Any] = []
 
-    def model() -> tuple[Any, Any]:
+    def model() -> Any:
         if not loaded:
             loaded.append(load_model(options.model, device=options.device))
             if loaded[0][0].config.trajectory is None:
                 raise CommandError(f"{options.model}: no path head, so it forecasts nothing; train it on clips, or choose another --model")
         return loaded[0]
 
-    tokens = _Tracks(options.data, asked)
-    replies = {}
-    for condition in conditions:
-        futures = options.futures if condition == conditions[0] else 1
+    def of(condition: Any) -> Any:
+        futures = options.futures if condition.name == CONDITIONS[0].name else 1
+        return lambda turns, names: PathAsker(*model(), steps=asked[0].valid.shape[1], futures=futures, seed=options.seed)(turns, names)
 
-        def ask(turns: Any, names: Any, futures: int = futures) -> Any:
-            return PathAsker(*model(), steps=asked[0].valid.shape[1], futures=futures, seed=options.seed)(turns, names)
+    return of
 
-        replies[condition.name] = trajectory_run.ask_all(
-            asked, condition, ask, tokens, out=options.out, batch_size=options.batch_size, seed=options.seed
-        )
-    return replies
+
+def _shared_replies(out: Path, world: int, conditions: Sequence[Any], asked: Sequence[Any]) -> Answerer:
+    """What the processes of a run have answered, put together."""
+    found: dict[str, Any] = {condition.name: {} for condition in conditions}
+    for rank in range(world):
+        for name, replies in _kept_replies(_share(out, rank, world), conditions, asked, some=False).items():
+            found[name] |= replies
+    return lambda condition: lambda turns, names: [found[condition.name][name] for name in names]
+
+
+def _share(out: Path, rank: int, world: int) -> Path:
+    """Where one process of several keeps its answers."""
+    return out / "shares" / f"{rank}-of-{world}"
 
 
 class _Tracks:
@@ -135,8 +190,8 @@ class _Tracks:
         return self.cached[question.start]
 
 
-def _kept_replies(folder: Path, conditions: Sequence[Any], asked: Sequence[Any]) -> dict[str, Any]:
-    """The replies in a folder's predictions to the questions of `asked`, by condition."""
+def _kept_replies(folder: Path, conditions: Sequence[Any], asked: Sequence[Any], *, some: bool = True) -> dict[str, Any]:
+    """The replies in a folder's predictions to the questions of `asked`, by condition; with `some`, none is an error."""
     from vlm.evaluation.run import predictions_path
     from vlm.evaluation.trajectory_scoring import PathReply
 
@@ -146,7 +201,7 @@ def _kept_replies(folder: Path, conditions: Sequence[Any], asked: Sequence[Any])
         found = {record["id"]: record for record in records.read_records(predictions_path(folder, condition.name))}
         if kept := {name: PathReply.from_record(record) for name, record in found.items() if name in known}:
             replies[condition.name] = kept
-    if not replies:
+    if some and not replies:
         names = ", ".join(repr(condition.name) for condition in conditions)
         raise CommandError(f"{folder}: no predictions of {names} for these clips; run `evaluate trajectory --out {folder}` first")
     return replies
