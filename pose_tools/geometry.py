@@ -112,7 +112,8 @@ def similarity(
 ) -> Similarity:
     """The similarity that moves `source` (…, N, D) onto `target` (…, N, D) with the least squares (Umeyama, PAMI 1991).
 
-    `weights` (…, N) ≥ 0 of the squared distances, None for equal ones. Points that all coincide get scale 0. Raises ValueError for shapes that differ and for numbers that are not finite.
+    `weights` (…, N) ≥ 0 of the squared distances, None for equal ones. Points that all coincide get scale 0. Raises ValueError for
+    shapes that differ and for numbers that are not finite.
     """
     source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if source.shape != target.shape or source.ndim < 2 or source.shape[-2] == 0:

@@ -24,6 +24,9 @@ from pose_tools.mano.ik_prior import Prior, prior_of
 from pose_tools.mano.ik_solver import Problem, solve
 from pose_tools.mano.ik_start import pixels_per_metre, start_in_space, starts_in_picture
 
+HEATS = 8
+"""Steps after which only the best of several starts goes on."""
+
 
 class IKResult(NamedTuple):
     """Parameters of B hands in the landmarks' frame: `scale` · mano(global_orient, hand_pose, betas, transl).joints ≈ the landmarks.
@@ -31,7 +34,7 @@ class IKResult(NamedTuple):
     `global_orient` (B, 3), `hand_pose` (B, 45) absolute axis-angle (`flat_hand_mean=True`), `betas` (B, 10), `transl` (B, 3) metres.
     `scale` (B,): 1 where it was not fitted; without intrinsics, pixels per metre of a weak-perspective camera (then `transl` has z = 0).
     `residual` (B,): weighted mean distance from the fitted joints to the given landmarks, in their unit. It says how well the model
-    explains the landmarks, not how near they are to the truth. `iterations` (B,) int64 steps tried.
+    explains the landmarks, not how near they are to the truth. `iterations` (B,) int64 steps tried, of all starts.
     """
 
     global_orient: torch.Tensor
@@ -72,7 +75,7 @@ def fit(
             end explains the landmarks better is kept. Its betas are used where `betas` is None.
         tips: which finger-tip vertices the landmarks mean, as in `mano(…, tips=…)`.
         noise: standard deviation of the landmarks per axis, metres (pixels in pictures); None: estimated for every hand.
-        max_iterations: most steps tried per start.
+        max_iterations: most steps tried after one another.
 
     Raises ValueError for landmarks that no hand can have: wrong shape, not finite, all equal, in millimetres.
     """
@@ -81,20 +84,16 @@ def fit(
     starts = _starts(hand, prior, given, fit_scale)
     view, unit = given.view, given.view.unit
     if len(view.target) == 0:
-        return _result(hand, starts[0], view, torch.zeros(0, dtype=torch.int64), given)
+        return result_of(hand, starts[0], view, torch.zeros(0, dtype=torch.int64), given)
     if given.picture or fit_scale:  # residuals in metres at the hand, the same for all starts
         unit = pixels_per_metre(hand, starts[0], view.intrinsics)
     view = view._replace(unit=unit)
     free = _free(fit_shape, fit_scale or (given.picture and view.intrinsics is None), view.target.device)
     problem = Problem(hand, prior, free, None if noise is None else noise / float(unit.median()))
-    ends = [solve(problem, start, view, max_iterations) for start in starts]
-    state, _, iterations = ends[0]
-    best = ends[0][1]
-    for other, cost, tried in ends[1:]:
-        better = cost < best
-        best, iterations = torch.where(better, cost, best), iterations + tried
-        state = State(*(torch.where(better.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(state, other, strict=True)))
-    return _result(hand, state, view, iterations, given)
+    state, tried = _race(problem, starts, view, min(HEATS, max_iterations)) if len(starts) > 1 else (starts[0], 0)
+    state, _, iterations = solve(problem, state, view, max_iterations - tried)
+    iterations += tried * len(starts)
+    return result_of(hand, state, view, iterations, given)
 
 
 def better_of(first: IKResult, second: IKResult) -> IKResult:
@@ -105,7 +104,9 @@ def better_of(first: IKResult, second: IKResult) -> IKResult:
     return IKResult(*(torch.where(take.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(first, second, strict=True)))
 
 
-def as_result(parameters: Mapping[str, Any], joints: Any, *, mano: Mano, intrinsics: Any = None, confidence: Any = None, tips: str = "freihand"):
+def as_result(
+    parameters: Mapping[str, Any], joints: Any, *, mano: Mano, intrinsics: Any = None, confidence: Any = None, tips: str = "freihand"
+) -> IKResult:
     """Parameters found elsewhere (a network's `global_orient` (B, 3) | (B, 3, 3), `hand_pose` (B, 45), `betas`, `transl`, `scale`), with
     their residual on the landmarks `joints`, so that `better_of` can compare them with a fit."""
     missing = {"global_orient", "hand_pose", "transl"} - set(parameters)
@@ -115,7 +116,16 @@ def as_result(parameters: Mapping[str, Any], joints: Any, *, mano: Mano, intrins
     hand = hand_constants(mano, tips)
     state = _from_init(given, given.betas)
     assert state is not None  # checked above
-    return _result(hand, state, given.view, torch.zeros(len(given.betas), dtype=torch.int64, device=given.betas.device), given)
+    return result_of(hand, state, given.view, torch.zeros(len(given.betas), dtype=torch.int64, device=given.betas.device), given)
+
+
+def _race(problem: Problem, starts: list[State], view: View, steps: int) -> tuple[State, int]:
+    """Hand by hand the start that is best after a few steps, as far as it came, and the steps."""
+    count, batch = len(starts), len(view.target)
+    every = view.rows(torch.arange(batch, device=view.target.device).repeat(count))
+    ends, costs, _ = solve(problem, State(*(torch.cat(x) for x in zip(*starts, strict=True))), every, steps)
+    best = costs.view(count, batch).nan_to_num(torch.inf).argmin(0) * batch + torch.arange(batch, device=costs.device)
+    return State(*(x[best] for x in ends)), steps
 
 
 def _free(fit_shape: bool, fit_scale: bool, device: torch.device) -> torch.Tensor:
@@ -145,8 +155,9 @@ def _from_init(given: ik_checks.Given, betas: torch.Tensor, closed: State | None
     return State(root, fields.get("hand_pose", closed and closed.pose), fields.get("transl", closed and closed.transl), scale, betas)
 
 
-def _result(hand: Hand, state: State, view: View, iterations: torch.Tensor, given: ik_checks.Given) -> IKResult:
+def result_of(hand: Hand, state: State, view: View, iterations: torch.Tensor, given: ik_checks.Given) -> IKResult:
+    """The answer in the landmarks' own type, with its residual (0 where no landmark counts)."""
     distance = residuals(hand, state, view).norm(dim=2) * view.unit[:, None]
-    residual = (distance * view.weight).sum(1) / view.weight.sum(1)
+    residual = (distance * view.weight).sum(1) / view.weight.sum(1).clamp(min=1e-12)
     floats = (matrix_to_axis_angle(state.root), state.pose, state.betas, state.transl, state.log_scale[:, 0].exp(), residual)
     return IKResult(*(x.to(given.dtype) for x in floats), iterations)

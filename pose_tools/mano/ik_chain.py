@@ -34,7 +34,8 @@ class State(NamedTuple):
 
 class Hand(NamedTuple):
     """A hand model's constants in MANO's joint order, float64: `rest` (16, 3), `rest_dirs` (10, 16, 3), and of the five tips (thumb …
-    pinky) `tips` (5, 3), `tip_dirs` (10, 5, 3), `tip_blend` (15 joints, 9, 5·3), `weights` (16, 5); `below` (16, 16): joint hangs on joint."""
+    pinky) `tips` (5, 3), `tip_dirs` (10, 5, 3), `tip_blend` (15 joints, 9, 5·3), `weights` (16, 5); `below` (16, 16) is 1 where the
+    second joint hangs on the first or is the same."""
 
     rest: torch.Tensor
     rest_dirs: torch.Tensor

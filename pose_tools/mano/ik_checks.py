@@ -86,12 +86,15 @@ def _check_points(target: torch.Tensor, weight: torch.Tensor, fit_scale: bool) -
     size = torch.where(there, target, 0).abs().amax((1, 2))
     for hand, extent in enumerate(span.tolist()):
         if extent <= 1e-9 * max(1.0, float(size[hand])):
-            raise ValueError(f"hand {hand}: all landmarks are equal ({target[hand, weight[hand] > 0][0].tolist()}): nothing was detected there")
+            place = target[hand, weight[hand] > 0][0].tolist()
+            raise ValueError(f"hand {hand}: all landmarks are equal ({place}): nothing was detected there")
         if target.shape[2] == 3 and not fit_scale and extent > LARGEST:
             unit = "millimetres: divide by 1000" if extent > 20 else "another unit: bring them to metres, or use fit_scale=True"
             raise ValueError(f"hand {hand}: the landmarks span {extent:.4g} m, a hand spans about 0.2 m; they seem to be in {unit}")
         if target.shape[2] == 3 and not fit_scale and extent < SMALLEST:
-            raise ValueError(f"hand {hand}: the landmarks span {extent:.2g} m, a hand spans about 0.2 m; bring them to metres, or use fit_scale=True")
+            raise ValueError(
+                f"hand {hand}: the landmarks span {extent:.2g} m, a hand spans about 0.2 m; bring them to metres, or use fit_scale=True"
+            )
 
 
 def _intrinsics(intrinsics: Any, batch: int, size: int, fit_scale: bool, device: torch.device) -> torch.Tensor | None:
@@ -121,8 +124,7 @@ def _init(init: Any, batch: int, device: torch.device) -> dict[str, torch.Tensor
     unknown = set(fields) - {*widths, "residual", "iterations"}
     if unknown:
         raise ValueError(f"init has {', '.join(sorted(unknown))}: expected some of {', '.join(widths)}")
-    out = {name: _sized(fields[name], name, batch, width, device) for name, width in widths.items() if fields.get(name) is not None}
-    return {name: value for name, value in out.items()}
+    return {name: _sized(fields[name], name, batch, width, device) for name, width in widths.items() if fields.get(name) is not None}
 
 
 def _sized(value: Any, name: str, batch: int, width: int | None, device: torch.device) -> torch.Tensor:

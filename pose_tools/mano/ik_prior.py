@@ -9,7 +9,7 @@ import torch
 
 from pose_tools.body_models import Mano, articulation
 
-POSE_SLACK = 0.15
+POSE_SLACK = 0.25
 """Radians by which a pose may leave the statistics in any direction: the scans of a model file show few twists."""
 UNKNOWN_SPREAD = 0.5
 """Radians of standard deviation where the model file has no pose statistics."""

@@ -2,7 +2,7 @@
 
 The wrist and the five finger bases do not move against each other, whatever the fingers do. In space a weighted Umeyama alignment
 of those six (determinant fixed) is exact for exact landmarks. In a picture the palm is a plane seen by an affine camera: the 2 × 2 map
-from the plane to pixels holds the scale (its greater singular value) and the rotation up to the sign of the tilt, so there are two.
+from the plane to pixels holds the scale (its greater singular value) and the rotation up to the sign of the tilt.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def start_in_space(hand: Hand, pose: torch.Tensor, betas: torch.Tensor, target: 
 def starts_in_picture(
     hand: Hand, pose: torch.Tensor, betas: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, intrinsics: torch.Tensor | None
 ) -> list[State]:
-    """The two states whose palms are seen at `target` (B, 21, 2) pixels, tilted one way and the other, fingers in the usual pose."""
+    """Four states whose palms are seen at `target` (B, 21, 2) pixels, fingers in the usual pose: tilted one way and the other, and both
+    with the palm's other face towards the camera, which differs little where it is seen edge-on."""
     flat = _usual(hand, pose, betas)
     points, share = landmarks(hand, flat), _palm_weights(weight)
     share = (share / share.sum(1, keepdim=True))[..., None]
@@ -52,9 +53,9 @@ def starts_in_picture(
     u, sizes, vt = torch.linalg.svd((share * image).transpose(1, 2) @ flat_points @ torch.linalg.inv(spread))
     scale = sizes[:, :1].clamp(min=1e-9)
     narrow = (sizes[:, 1:] / scale).clamp(max=1.0)
-    top = u[:, :, :1] @ vt[:, :1] + narrow[..., None] * (u[:, :, 1:] @ vt[:, 1:])
     states = []
-    for sign in (1.0, -1.0):
+    for face, sign in ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)):
+        top = u[:, :, :1] @ vt[:, :1] + face * narrow[..., None] * (u[:, :, 1:] @ vt[:, 1:])
         columns = torch.cat([top, sign * (1 - narrow.square()).clamp(min=0).sqrt()[..., None] * vt[:, 1:]], 1)
         third = torch.linalg.cross(columns[..., 0], columns[..., 1], dim=-1)
         root = torch.cat([columns, third[..., None]], 2) @ plane

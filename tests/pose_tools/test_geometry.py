@@ -155,7 +155,8 @@ def test_a_weight_counts_like_repeated_points_and_zero_like_absent_ones():
     rng = np.random.default_rng(4)
     source, target = rng.normal(size=(2, 6, 3))
     counts = np.array([1, 3, 0, 2, 1, 4])
-    found, repeated = similarity(source, target, weights=2.5 * counts), similarity(np.repeat(source, counts, 0), np.repeat(target, counts, 0))
+    found = similarity(source, target, weights=2.5 * counts)
+    repeated = similarity(np.repeat(source, counts, 0), np.repeat(target, counts, 0))
     for a, b in zip(found, repeated, strict=True):
         assert np.allclose(a, b)
     with pytest.raises(ValueError, match="weights"):
