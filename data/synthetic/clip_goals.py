@@ -26,6 +26,8 @@ class Reacher:
 
     side: Side
     betas: np.ndarray
+    offset: np.ndarray
+    """(3,) where the wrist is before the hand is moved."""
     stance: Stance
     knuckle: np.ndarray
     """(3,) from the wrist to the middle knuckle in the model's frame."""
@@ -37,7 +39,8 @@ class Reacher:
         rotation = hand.axes @ hands.skeleton(hand.side).axes.T
         pose, betas = (np.array(hand.mano[name]) for name in ("hand_pose", "betas"))
         elbow = frame.ray(hand.entry) * max(0.12, hand.joints[0, 2] * hand.forearm.depth)
-        return cls(hand.side, betas, Stance(rotation, hand.joints[0], pose), rotation.T @ (hand.joints[9] - hand.joints[0]), elbow)
+        stance, knuckle = Stance(rotation, hand.joints[0], pose), rotation.T @ (hand.joints[9] - hand.joints[0])
+        return cls(hand.side, betas, hand.joints[0] - np.array(hand.mano["transl"]), stance, knuckle, elbow)
 
 
 def goal_stance(rng: np.random.Generator, hand: Reacher, thing: PlacedObject, frame: Frame) -> Stance:

@@ -97,10 +97,13 @@ class Drift:
 
 @dataclass(frozen=True)
 class Hand:
-    """One hand through time: it starts in `first`, does its `moves` one after the other and its `turns`, and drifts (3 cm-scale, 3 rad)."""
+    """One hand through time: it starts in `first`, does its `moves` one after the other and its `turns`, and drifts (3 metres, 3 radians).
+
+    `offset` (3,): where the wrist of a hand of this shape is before it is moved; a turn about the wrist leaves it there."""
 
     side: Side
     betas: np.ndarray
+    offset: np.ndarray
     first: Stance
     moves: tuple[Move, ...]
     turns: tuple[Turn, ...]
@@ -131,15 +134,16 @@ class Hand:
     def meshes(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Vertices (N, 778, 3), joints (N, 21, 3) and axes F, N, T (N, 3, 3), all moments skinned in one pass."""
         rotations, wrists, poses = self.at(times)
-        turns = Rotation.from_matrix(rotations).as_rotvec()
-        betas = np.tile(self.betas, (len(turns), 1))
-        vertices, joints = hands.pose_hands(self.side, turns, poses, betas, wrists - wrist_offset(self.side, self.betas))
+        vertices, joints = posed(self.side, rotations, wrists, poses, self.betas, self.offset)
         return vertices, joints, rotations @ hands.skeleton(self.side).axes
 
 
-def wrist_offset(side: Side, betas: np.ndarray) -> np.ndarray:
-    """(3,) where a hand's wrist is before it is moved: a turn about the wrist leaves it there."""
-    return hands.pose_hand(side, np.zeros(3), np.zeros(45), betas, np.zeros(3))[1][0]
+def posed(
+    side: Side, rotations: np.ndarray, wrists: np.ndarray, poses: np.ndarray, betas: np.ndarray, offset: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (N, 778, 3) and joints (N, 21, 3) of a hand in N stances; `betas` (10,) and `offset` (3,) as in `Hand`."""
+    turns = Rotation.from_matrix(rotations).as_rotvec()
+    return hands.pose_hands(side, turns, poses, np.tile(betas, (len(turns), 1)), wrists - offset)
 
 
 def turning_camera(rng: np.random.Generator, times: np.ndarray) -> np.ndarray:

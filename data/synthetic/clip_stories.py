@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from data.synthetic import draw, factors, world
 from data.synthetic.clip_goals import Reacher, goal_stance, reach
-from data.synthetic.clip_motion import Drift, Hand, Move, Stance, Turn, time_share
+from data.synthetic.clip_motion import Drift, Hand, Move, Stance, Turn, posed, time_share
 from data.synthetic.frame import Frame
 from data.synthetic.placing import PlacedObject, Thing, put_between, put_in_hand, put_on_table, two_handed_size
 from data.synthetic.reaching import Person, PlacedHand, hold_together, reach_in
@@ -27,6 +27,7 @@ ACTIONS = (3, 1, 4, 1, 2, 1)
 """How many actions clips 0, 1, … 5, 6, … have: those with several begin at rest. Fixed, so that an action's number is known at once."""
 REACHING = ("take", "touch", "reach for", "grab", "push", "pick up")
 MISSING = ("stop before", "almost touch")
+MISS_SHARE = 0.12
 FARTHEST = 0.6
 """The largest share of the way that is done when the observation ends."""
 
@@ -91,13 +92,13 @@ def draw_plan(rng: np.random.Generator, split: factors.Split, index: int) -> Cli
     """Who and what: a hand is missing in three tenths of the clips, three to five things stand on the table, no two called the same."""
     count = ACTIONS[index % len(ACTIONS)]
     story = "rest" if count > 1 else str(rng.choice(["moving", "pause", "turn"], p=[0.72, 0.14, 0.14]))
-    hands: tuple[Side, ...] = SIDES if story == "turn" or rng.random() < 0.7 else (SIDES[rng.integers(2)],)
+    hands: tuple[Side, ...] = SIDES if story == "turn" or rng.random() < (0.9 if count > 2 else 0.7) else (SIDES[rng.integers(2)],)
     choice, present = factors.pairs(split), list[tuple[str, str]]()
     holder, held = None, None
     if story == "turn":
         wide = [pair for pair in choice if pair[0] in ("bowl", "plate", "ball")]
         holder, held = "both", Thing.draw(rng, wide[rng.integers(len(wide))], split)
-    elif rng.random() < (0.5 if story == "pause" else 0.25 if len(hands) == 2 else 0):
+    elif rng.random() < (0.5 if story == "pause" else 0.25 if len(hands) == 2 and count < 3 else 0):
         holder, held = str(rng.choice(hands)), Thing.draw(rng, choice[rng.integers(len(choice))], split)
     if held is not None:
         present.append((held.name, held.colour))
@@ -134,7 +135,9 @@ def tell(plan: ClipPlan, rng: np.random.Generator, size: tuple[int, int]) -> Sto
         return None
     steady = _drift(rng) if plan.holder == "both" else None
     reachers = [Reacher.of(hand, frame) for hand in hands]
-    motions = tuple(Hand(r.side, r.betas, *_earlier(rng, r.stance, frame, plan), turns=(), drift=steady or _drift(rng)) for r in reachers)
+    motions = tuple(
+        Hand(r.side, r.betas, r.offset, *_earlier(rng, r.stance, frame, plan), turns=(), drift=steady or _drift(rng)) for r in reachers
+    )
     story = Story(frame, person, light, tuple(hands), motions, tuple(objects), ())
     if plan.story in ("pause", "turn"):
         action = _turn(rng, objects[0], *pivot) if pivot else _pause(rng, plan, len(handled) > 0)
@@ -221,24 +224,28 @@ def _turn(rng: np.random.Generator, thing: PlacedObject, middle: np.ndarray) -> 
 def _reaches(rng: np.random.Generator, plan: ClipPlan, story: Story, reachers: list[Reacher], handled: int) -> Story | None:
     """The story with as many reaches as planned, to clearly different places; None when there are not as many."""
     frame, found, ends = story.frame, list[Action](), list[tuple[Side, np.ndarray]]()
-    free = [k for k, hand in enumerate(story.hands) if hand.held is None]
-    pairs = [(k, goal) for k in free for goal in range(handled, len(story.objects))]
-    for number in rng.permutation(len(pairs)):
-        k, goal = pairs[number]
-        missed = rng.random() < 0.12
-        hand, stance = reachers[k], goal_stance(rng, reachers[k], story.objects[goal], frame)
-        if missed:
-            stance = hand.stance.towards(stance, rng.uniform(0.6, 0.7))
-        end, room = _centre(hand, stance, frame)
-        start = _centre(hand, hand.stance, frame)[0]
+    tries = []
+    for hand in (reachers[k] for k, placed in enumerate(story.hands) if placed.held is None):
+        missed = rng.random(len(story.objects)) < MISS_SHARE
+        goals = range(handled, len(story.objects))
+        stances = [goal_stance(rng, hand, story.objects[goal], frame) for goal in goals]
+        stances = [hand.stance.towards(s, rng.uniform(0.6, 0.7)) if missed[goal] else s for goal, s in zip(goals, stances, strict=True)]
+        centres, room = _centres(hand, [hand.stance, *stances], frame)
+        tries += [
+            (hand, goal, stance, bool(missed[goal]), centre, centres[0])
+            for goal, stance, centre, fits in zip(goals, stances, centres[1:], room[1:], strict=True)
+            if fits
+        ]
+    for number in rng.permutation(len(tries)):
+        hand, goal, stance, missed_it, end, start = tries[number]
         apart = [np.linalg.norm(end - other) for side, other in ends if side == hand.side]
-        if not room or min([np.linalg.norm(end - start), *apart]) < 0.15 * frame.short:
+        if min([np.linalg.norm(end - start), *apart]) < 0.15 * frame.short:
             continue
         move = reach(rng, hand, stance, rng.uniform(0.0, 0.06), frame)
         if plan.story == "moving":
             way = rng.uniform(0.02, FARTHEST)
             move = replace(move, start=-time_share(way) * move.duration)
-        kind, verbs = ("miss", MISSING) if missed else ("reach", REACHING)
+        kind, verbs = ("miss", MISSING) if missed_it else ("reach", REACHING)
         found.append(Action(kind, verbs[rng.integers(len(verbs))], hand.side, goal, (move,)))
         ends.append((hand.side, end))
         if len(found) == plan.count:
@@ -255,14 +262,12 @@ def _without_hurry(story: Story, plan: ClipPlan) -> Story:
     return replace(story, motions=tuple(still))
 
 
-def _centre(hand: Reacher, stance: Stance, frame: Frame) -> tuple[np.ndarray, bool]:
-    """Pixel (2,) of the middle of the hand's box in a stance, and whether the box is well in the picture and of a usual size."""
-    still = Hand(hand.side, hand.betas, stance, (), (), Drift(np.zeros(6), np.zeros((3, 6)), np.zeros((3, 6))))
-    vertices = still.meshes(np.zeros(1))[0][0]
-    points = frame.project(vertices)
-    low, high = points.min(0), points.max(0)
-    centre, span = (low + high) / 2, float((high - low).max()) / frame.short
-    fits = (
-        vertices[:, 2].min() > 0.15 and 0.13 < span < 0.5 and (centre > 0.05 * frame.extent).all() and (centre < 0.95 * frame.extent).all()
-    )
-    return centre, bool(fits)
+def _centres(hand: Reacher, stances: list[Stance], frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 2) of the middle of the hand's box in each stance, and (N,) whether that is well in the picture and of a usual size."""
+    rotations, wrists, poses = (np.stack([getattr(s, name) for s in stances]) for name in ("rotation", "wrist", "pose"))
+    vertices, _ = posed(hand.side, rotations, wrists, poses, hand.betas, hand.offset)
+    points = frame.project(vertices.reshape(-1, 3)).reshape(len(stances), -1, 2)
+    low, high = points.min(1), points.max(1)
+    centre, span = (low + high) / 2, (high - low).max(1) / frame.short
+    inside = ((centre > 0.05 * frame.extent) & (centre < 0.95 * frame.extent)).all(1)
+    return centre, (vertices[:, :, 2].min(1) > 0.15) & (span > 0.13) & (span < 0.5) & inside

@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 
 from data.synthetic import draw, factors, world
-from data.synthetic.clip_frames import Stage, draw_frame, homography, within_canvas
-from data.synthetic.clip_motion import turning_camera
+from data.synthetic.clip_frames import Drawn, Stage, draw_frame, homography, within_canvas
+from data.synthetic.clip_motion import Hand, turning_camera
 from data.synthetic.clip_stories import Action, ClipPlan, Story, draw_plan, tell
+from data.synthetic.frame import Frame
+from data.synthetic.hands import mano_faces
 from data.synthetic.placing import OBJECT_ID
 from data.synthetic.reaching import HAND_IDS, dress
+from pose_tools.raster import vertex_normals
 from pose_tools.types import SIDES
 
 OBSERVED = np.arange(-9, 1) / 4
 FUTURE = np.arange(21) / 20
 STREAM = 20_000
 """Streams of `world.picture_rng` from here on are the clips'."""
+PLANS, ATTEMPTS = 9, 40
+"""A plan is given up after so many attempts, a clip after so many plans."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,13 @@ class Filmed:
 
 def make_clip(seed: int, split: factors.Split, index: int, size: tuple[int, int] = world.SIZE) -> ClipScene:
     """Clip number `index` of a split, `size` (width, height); a function of its arguments alone."""
-    plan = draw_plan(world.picture_rng(seed, split, index, STREAM), split, index)
-    for attempt in range(1, 4 * world.ATTEMPTS):
-        clip = _try_clip(plan, world.picture_rng(seed, split, index, STREAM + attempt), size)
-        if clip is not None:
-            return clip
-    raise world.SceneError(f"{split} clip {index} (seed {seed}): no valid clip in {4 * world.ATTEMPTS} attempts for {plan}")
+    for number in range(PLANS):  # some plans have no geometry: as many far apart goals as they want may not be there
+        plan = draw_plan(world.picture_rng(seed, split, index, STREAM + 1000 * number), split, index)
+        for attempt in range(1, ATTEMPTS):
+            clip = _try_clip(plan, world.picture_rng(seed, split, index, STREAM + 1000 * number + attempt), size)
+            if clip is not None:
+                return clip
+    raise world.SceneError(f"{split} clip {index} (seed {seed}): no valid clip of {PLANS} plans in {ATTEMPTS} attempts each, last {plan}")
 
 
 def _try_clip(plan: ClipPlan, rng: np.random.Generator, size: tuple[int, int]) -> ClipScene | None:
@@ -59,49 +65,53 @@ def _try_clip(plan: ClipPlan, rng: np.random.Generator, size: tuple[int, int]) -
     observed = [story.motion(k, story.actions[0]).meshes(OBSERVED) for k in range(len(story.hands))]
     if min(float(vertices[:, :, 2].min()) for vertices, _, _ in observed) < 0.13:
         return None
-    actions = [_future(story, action) for action in story.actions]
+    idle = [_path(story.motions[k], story.frame) for k in range(len(story.hands))]
+    actions = [_future(story, action, idle) for action in story.actions]
     if any(action is None for action in actions):
         return None
     rotations = within_canvas(story.frame, turning_camera(rng, OBSERVED))
-    standing = [k for k, thing in enumerate(story.objects) if not thing.held_by]
-    parts = [story.objects[k].part(k) for k in standing]
+    parts = [thing.part(k) for k, thing in enumerate(story.objects) if not thing.held_by]
     stage = Stage.build(plan.background, story.frame, parts, story.light, rng.uniform(0.15, 0.5))
-    filmed = Filmed(observed, rotations)
-    shown = _objects(story, stage, filmed, standing, {a.goal for a in story.actions})
-    if shown is None:
-        return None
-    return _film(plan, story, stage, filmed, shown, actions, rng)
+    return _film(plan, story, stage, Filmed(observed, rotations), actions, rng)
 
 
-def _parts(story: Story, filmed: Filmed, moment: int) -> list[draw.Part]:
-    """Hands, forearms and what is held at an observed moment, camera of the last frame."""
-    parts: list[draw.Part] = []
+def _parts(story: Story, filmed: Filmed) -> list[list[draw.Part]]:
+    """Hands, forearms and what is held at every observed moment, camera of the last frame."""
+    moments: list[list[draw.Part]] = [[] for _ in OBSERVED]
     for hand, (vertices, joints, axes) in zip(story.hands, filmed.meshes, strict=True):
-        at = (vertices[moment], joints[moment], axes[moment])
-        parts += dress(story.frame, story.person, hand.side, hand.forearm, *at, hand.entry)
+        normals = _normals(vertices, mano_faces(hand.side))
+        for moment, parts in enumerate(moments):
+            at = (vertices[moment], joints[moment], axes[moment])
+            parts += dress(story.frame, story.person, hand.side, hand.forearm, *at, hand.entry, normals[moment])
     holders = [k for k, hand in enumerate(story.hands) if hand.held is not None]
     if holders:
         hand, (_, joints, axes) = story.hands[holders[0]], filmed.meshes[holders[0]]
-        part, turn = story.objects[0].part(0), axes[moment] @ hand.axes.T
-        moved = joints[moment, 0] + (part.vertices - hand.joints[0]) @ turn.T
-        parts.append(replace(part, vertices=moved, normals=part.normals @ turn.T))
-    return parts
+        part = story.objects[0].part(0)
+        for moment, parts in enumerate(moments):
+            turn = axes[moment] @ hand.axes.T
+            moved = joints[moment, 0] + (part.vertices - hand.joints[0]) @ turn.T
+            parts.append(replace(part, vertices=moved, normals=part.normals @ turn.T))
+    return moments
 
 
-def _objects(story: Story, stage: Stage, filmed: Filmed, standing: list[int], goals: set[int | None]) -> list[dict[str, Any]] | None:
+def _normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Of several meshes (N, V, 3) with the same faces in one pass."""
+    count, size = vertices.shape[:2]
+    stacked = (faces[None] + (np.arange(count) * size)[:, None, None]).reshape(-1, 3)
+    return vertex_normals(vertices.reshape(-1, 3), stacked).reshape(vertices.shape)
+
+
+def _objects(story: Story, stage: Stage, last: Drawn) -> list[dict[str, Any]] | None:
     """The objects' records with their boxes in the last frame; None when a goal or another object is not seen well enough there."""
-    _, layers, owner = draw_frame(stage, filmed.rotations[-1], _parts(story, filmed, -1))
-    ids = draw.id_mask(layers, owner)
-    numbers = stage.object_mask(owner)
-    records = []
+    numbers, goals = stage.object_mask(last.ids), {action.goal for action in story.actions}
+    records, standing = [], 0
     for k, thing in enumerate(story.objects):
-        if k in standing:
-            layer = draw.draw_layer(thing.part(k), story.frame.focal, story.frame.size, story.light)
-            mask, area = numbers == standing.index(k), layer.area / draw.SUPERSAMPLE**2 if layer else np.inf
+        if thing.held_by:
+            mask, visible = last.ids == OBJECT_ID, last.seen.get(OBJECT_ID, 0.0)
         else:
-            mask = ids == OBJECT_ID
-            area = sum(layer.area for layer in layers if layer.part.id == OBJECT_ID) / draw.SUPERSAMPLE**2 or np.inf
-        visible = min(float(mask.sum() / area), 1.0)
+            mask, standing = numbers == standing, standing + 1
+            layer = draw.draw_layer(thing.part(k), story.frame.focal, story.frame.size, story.light)
+            visible = min(float(mask.sum()) * draw.SUPERSAMPLE**2 / layer.area, 1.0) if layer else 0.0
         box = world.mask_box(mask.astype(np.uint8), 1)
         if box is None or visible < (0.25 if thing.held_by else 0.5 if k in goals else 0.35):
             return None
@@ -109,20 +119,20 @@ def _objects(story: Story, stage: Stage, filmed: Filmed, standing: list[int], go
     return records
 
 
-def _film(plan: ClipPlan, story: Story, stage: Stage, filmed: Filmed, objects, actions, rng: np.random.Generator) -> ClipScene | None:
-    """All frames drawn and labelled; None when a hand is hardly seen in the last one."""
+def _film(plan: ClipPlan, story: Story, stage: Stage, filmed: Filmed, actions, rng: np.random.Generator) -> ClipScene | None:
+    """All frames drawn and labelled; None when a hand or an object is hardly seen in the last one."""
     frame, lens = story.frame, draw.Lens.draw(rng)
     tracks = {hand.side: _Track(filmed.meshes[k], filmed.rotations, story) for k, hand in enumerate(story.hands)}
-    frames = []
+    parts, frames, objects = _parts(story, filmed), [], None
     for moment in reversed(range(len(OBSERVED))):
-        picture, layers, owner = draw_frame(stage, filmed.rotations[moment], _parts(story, filmed, moment))
-        ids = draw.id_mask(layers, owner)
-        seen = dict(zip([layer.part.id for layer in layers], world.seen_shares(layers, owner), strict=True))
+        drawn = draw_frame(stage, filmed.rotations[moment], parts[moment])
         for side, track in tracks.items():
-            track.look(moment, ids, HAND_IDS[side], float(seen.get(HAND_IDS[side], 0.0)))
-            if moment == len(OBSERVED) - 1 and track.visible[moment] < 0.45:
+            track.look(moment, drawn.ids, HAND_IDS[side], drawn.seen.get(HAND_IDS[side], 0.0))
+        if objects is None:
+            objects = _objects(story, stage, drawn)
+            if objects is None or any(track.visible[moment] < 0.45 for track in tracks.values()):
                 return None
-        frames.append(lens.see(picture, rng))
+        frames.append(lens.see(drawn.picture, rng))
     record = {
         "width": frame.size[0], "height": frame.size[1], "camera": {"intrinsics": frame.intrinsics.tolist(), "bin": plan.camera_bin},
         "background": plan.background, "story": plan.story, "times": OBSERVED.tolist(),
@@ -167,15 +177,26 @@ class _Track:
         }  # fmt: skip
 
 
-def _future(story: Story, action: Action) -> dict[str, Any] | None:
-    """An action's record: paths (21, 2) of each hand in pixels of the last frame; None when the acting hand leaves the picture."""
+def _path(motion: Hand, frame: Frame) -> np.ndarray | None:
+    """(21, 2) pixels: the middle of the hand's box in the future; None when it comes too near to the lens."""
+    vertices, _, _ = motion.meshes(FUTURE)
+    if vertices[:, :, 2].min() < 0.13:
+        return None
+    points = frame.project(vertices.reshape(-1, 3)).reshape(len(FUTURE), -1, 2)
+    return (points.min(1) + points.max(1)) / 2
+
+
+def _future(story: Story, action: Action, idle: list[np.ndarray | None]) -> dict[str, Any] | None:
+    """An action's record: paths (21, 2) of each hand in pixels of the last frame, `idle` those of hands that do nothing.
+
+    None when the acting hand leaves the picture."""
     paths: dict[str, np.ndarray] = {}
     for k, hand in enumerate(story.hands):
-        vertices, _, _ = story.motion(k, action).meshes(FUTURE)
-        if vertices[:, :, 2].min() < 0.13:
+        motion = story.motion(k, action)
+        path = idle[k] if motion is story.motions[k] else _path(motion, story.frame)
+        if path is None:
             return None
-        points = story.frame.project(vertices.reshape(-1, 3)).reshape(len(FUTURE), -1, 2)
-        paths[hand.side] = (points.min(1) + points.max(1)) / 2
+        paths[hand.side] = path
     inside = {side: ((path >= 0) & (path < story.frame.extent)).all(1) for side, path in paths.items()}
     acting = [action.side] if action.side else list(SIDES)
     if not all(inside[side].all() for side in acting):

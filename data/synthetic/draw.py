@@ -96,6 +96,12 @@ def lay_together(layers: list[Layer], size: tuple[int, int], behind: np.ndarray 
     return owner
 
 
+def seen_shares(layers: list[Layer], owner: np.ndarray) -> np.ndarray:
+    """(layers,) share of each layer's pixels that is seen: occlusion and the border both count."""
+    counts = np.bincount(owner[owner >= 0].ravel(), minlength=len(layers))
+    return counts / np.array([max(layer.area, 1) for layer in layers])
+
+
 def depth_of(layers: list[Layer], owner: np.ndarray) -> np.ndarray:
     """(height, width) float32, supersampled: the depth of what is nearest, inf where there is nothing."""
     depth = np.full(owner.shape, np.inf, dtype=np.float32)

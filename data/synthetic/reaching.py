@@ -201,12 +201,23 @@ def place(rng: np.random.Generator, frame: Frame, person: Person, posed: Posed, 
 
 
 def dress(
-    frame: Frame, person: Person, side: Side, arm: Forearm, vertices: np.ndarray, joints: np.ndarray, axes: np.ndarray, entry: np.ndarray
+    frame: Frame,
+    person: Person,
+    side: Side,
+    arm: Forearm,
+    vertices: np.ndarray,
+    joints: np.ndarray,
+    axes: np.ndarray,
+    entry: np.ndarray,
+    normals: np.ndarray | None = None,
 ) -> tuple[draw.Part, ...]:
-    """The surfaces of a hand (778, 3) and of its forearm to `entry` (2,) pixels, in skin or glove, bare or sleeved."""
+    """The surfaces of a hand (778, 3) and of its forearm to `entry` (2,) pixels, in skin or glove, bare or sleeved.
+
+    `normals` (778, 3) of the hand, if they are known."""
     glove = side in person.gloves
     rgb = person.gloves[side] if glove else person.skin
-    normals, faces = vertex_normals(vertices, hands.mano_faces(side)), hands.mano_faces(side)
+    faces = hands.mano_faces(side)
+    normals = vertex_normals(vertices, faces) if normals is None else normals
     colours = np.tile(rgb, (len(vertices), 1))
     if not glove:
         palm = np.clip(normals @ axes[:, 1], 0, 1)[:, None]

@@ -183,17 +183,11 @@ def draw_light(rng: np.random.Generator, frame: Frame) -> draw.Light:
     return draw.Light(direction / np.linalg.norm(direction), float(rng.uniform(0.38, 0.62)))
 
 
-def seen_shares(layers: list[draw.Layer], owner: np.ndarray) -> np.ndarray:
-    """(layers,) share of each layer's pixels that is seen: occlusion and the border both count."""
-    counts = np.bincount(owner[owner >= 0].ravel(), minlength=len(layers))
-    return counts / np.array([max(layer.area, 1) for layer in layers])
-
-
 def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], handled: int, size: tuple[int, int]):
     """Takes away free objects of which too little is seen, so that every object in the picture is labelled; and who owns which pixel."""
     while True:
         owner = draw.lay_together(layers, size)
-        seen = seen_shares(layers, owner)
+        seen = draw.seen_shares(layers, owner)
         poor = [i for i, layer in enumerate(layers) if layer.part.id >= OBJECT_ID + handled and seen[i] < 0.4]
         if not poor:
             return objects, layers, owner
@@ -206,7 +200,7 @@ def _drop_hidden(objects: list[PlacedObject], layers: list[draw.Layer], handled:
 
 def _labels(plan: Plan, frame: Frame, hands: list[PlacedHand], objects: list[PlacedObject], layers, owner, mask) -> dict[str, Any] | None:
     """The record of a scene; None when something to be asked for is not seen well enough or has the wrong size."""
-    seen = dict(zip([layer.part.id for layer in layers], seen_shares(layers, owner), strict=True))
+    seen = dict(zip([layer.part.id for layer in layers], draw.seen_shares(layers, owner), strict=True))
     hand_records, object_records = [], []
     for hand in hands:
         box, visible = mask_box(mask, HAND_IDS[hand.side]), seen[HAND_IDS[hand.side]]
