@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from pose_tools import detect_tool
+from pose_tools import detect_tool, track_tool
 from pose_tools.tool_arguments import Parameter, check_arguments, json_parameters, quote
 from pose_tools.tool_protocol import BackendMissing, Range, Tool, ToolCard, ToolError, ToolResult
 from pose_tools.types import Media
 from pose_tools.views import View
 
-__all__ = ["TOOLS", "BackendMissing", "Range", "ResultCache", "Tool", "ToolCard", "ToolError", "ToolResult", "call", "schemas"]
+__all__ = ["TOOLS", "BackendMissing", "Range", "ResultCache", "Tool", "ToolCard", "ToolError", "ToolResult", "call", "schemas", "tools_for"]
 
-TOOLS: dict[str, Tool] = {tool.name: tool for tool in (detect_tool.TOOL,)}
+TOOLS: dict[str, Tool] = {tool.name: tool for tool in (detect_tool.TOOL, track_tool.TOOL)}
 
 
 class ResultCache:
@@ -65,6 +65,13 @@ def find(name: Any) -> Tool:
     if not isinstance(name, str) or name not in TOOLS:
         raise ToolError(f"there is no tool {quote(name)}; the tools are: {', '.join(sorted(TOOLS))}")
     return TOOLS[name]
+
+
+def tools_for(media: Media) -> tuple[str, ...]:
+    """The tools to offer in a conversation about `media`: those for clips where there is a clip, those for pictures where there is a
+    picture. So a question about a picture is asked in the words that it had before there were tools for clips."""
+    there = {"image": bool(media.images), "clip": bool(media.frames)}
+    return tuple(name for name, tool in TOOLS.items() if tool.by_default and there[tool.looks_at])
 
 
 def schemas(names: Iterable[str]) -> list[dict[str, Any]]:

@@ -89,6 +89,8 @@ def check_arguments(tool: Tool, media: Media, arguments: Mapping[str, Any] | Non
             checked[name] = parameter.default
     if "image" in checked:
         _check_image(tool.name, checked["image"], media)
+    if tool.looks_at == "clip":
+        _check_clip(tool.name, media)
     return checked
 
 
@@ -98,6 +100,15 @@ def _check_image(tool: str, index: int, media: Media) -> None:
     if not 0 <= index < len(media.images):
         there = "is only image 0" if len(media.images) == 1 else f"are images 0 to {len(media.images) - 1}"
         raise ToolError(f"{tool}: image {quote(index)} is not there; there {there}")
+
+
+def _check_clip(tool: str, media: Media) -> None:
+    if not media.frames:
+        raise ToolError(f"{tool}: there is no clip in this conversation")
+    if len(media.frames) < 2:
+        raise ToolError(f"{tool}: the clip has one frame; two or more are needed")
+    if media.fps is None or not (math.isfinite(media.fps) and media.fps > 0):
+        raise ToolError(f"{tool}: the clip's frames per second are not known")
 
 
 def _check(hint: Any, bounds: Range | None, value: Any, place: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -64,7 +64,8 @@ class Tool:
 
     `write(result, views)` is the result's text in the pixels of the views' grids (one view per picture). `draw(media, result)`
     paints the overlay. `version()` names what the answer depends on beside the arguments (backend, weights), so that the cache
-    never returns what an older one said.
+    never returns what an older one said. `looks_at`: what has to be in the conversation, a picture or a clip. `by_default`: whether it is
+    offered wherever that is there; others are offered by name, to models that were trained with them.
     """
 
     function: Callable[..., ToolResult]
@@ -72,6 +73,8 @@ class Tool:
     write: Callable[[ToolResult, Sequence[View]], str] | None = None
     draw: Callable[[Media, ToolResult], np.ndarray] | None = None
     version: Callable[[], str] | None = None
+    looks_at: Literal["image", "clip"] = "image"
+    by_default: bool = True
 
     @property
     def name(self) -> str:
