@@ -201,6 +201,15 @@ def pose_hand(
     return PosedHand(pose, output.vertices[0].numpy())
 
 
+def with_vertices(label: HandSample, models: HandModels) -> HandSample:
+    """The sample with the vertices that the hand model makes of its parameters, where it has parameters and no vertices."""
+    pose = label.pose
+    if label.vertices is not None or pose is None:
+        return label
+    posed = pose_hand(models[label.side], pose.global_orient, pose.hand_pose, pose.betas, pose.transl, tips="freihand")
+    return replace(label, vertices=posed.vertices)
+
+
 def rest_wrist(model: Mano, betas: np.ndarray) -> np.ndarray:
     """(3,) metres: where the wrist of a hand with this shape lies before it is moved; the hand turns about it."""
     import torch

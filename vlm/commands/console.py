@@ -35,9 +35,11 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
 def user_errors() -> tuple[type[BaseException], ...]:
     """The errors whose message is meant for the person at the keyboard."""
     from data.groups import DatasetError
+    from data.hand_samples import HandDataError
     from data.hoi_qa import HOIQAError
     from data.sample import SampleError
     from pose_tools.image_io import ImageError
+    from pose_tools.mano.submission import SubmissionError
     from pose_tools.tool_protocol import ToolError
     from pose_tools.video import VideoError
     from vlm.evaluation.records import RecordsError
@@ -49,5 +51,5 @@ def user_errors() -> tuple[type[BaseException], ...]:
 
     return (
         CommandError, DatasetError, HOIQAError, SampleError, ImageError, ToolError, RecordsError, CheckpointError, SettingsError,
-        QuantizationError, VideoError, MediumError, ExamplesError, OSError,
+        QuantizationError, VideoError, MediumError, ExamplesError, HandDataError, SubmissionError, OSError,
     )  # fmt: skip

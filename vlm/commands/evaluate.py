@@ -1,4 +1,5 @@
-"""`evaluate referral|trajectory|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a folder and in its card."""
+"""`evaluate referral|trajectory|hand-pose|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a folder and in
+its card."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pose_tools.files import write_text
-from vlm.commands import hoi_qa, trajectory
+from vlm.commands import hand_pose, hoi_qa, trajectory
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import load_model
 from vlm.evaluation import records, tables
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|trajectory|tools|hoi-qa|compare")
+    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|trajectory|hand-pose|tools|hoi-qa|compare")
 
     def common(task: argparse.ArgumentParser) -> None:
         task.add_argument(
@@ -54,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     hoi_qa.add_arguments(tasks.add_parser("hoi-qa", help=words, description=hoi_qa.__doc__))
     words = "where will each hand go, for the goal that is asked about"
     trajectory.add_arguments(tasks.add_parser("trajectory", help=words, description=trajectory.__doc__))
+    words = "the pose of hands, beside constant hands and by the official programs"
+    hand_pose.add_arguments(tasks.add_parser("hand-pose", help=words, description=hand_pose.__doc__))
     compare = tasks.add_parser("compare", help="two runs of the same evaluation, question by question")
     compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help="two --out folders of `evaluate referral` or `trajectory`")
     compare.add_argument("--condition", default="as shipped")
@@ -63,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    verbs = {"referral": referral, "trajectory": trajectory.main, "tools": tool_use, "hoi-qa": hoi_qa.main, "compare": compare_runs}
+    verbs = {
+        "referral": referral, "trajectory": trajectory.main, "hand-pose": hand_pose.main, "tools": tool_use, "hoi-qa": hoi_qa.main,
+        "compare": compare_runs,
+    }  # fmt: skip
     return verbs[options.task](options)
 
 
