@@ -1,0 +1,231 @@
+"""Trains a hand regressor (image → MANO) on FreiHAND and other data sets.
+
+    python scripts/train_mano.py CONFIG.yaml [--set training.max_steps=100 ...]      (or with torchrun, see the config)
+    python scripts/train_mano.py CONFIG.yaml --check                                 labels, contact sheet, one batch; no training
+    python scripts/train_mano.py CONFIG.yaml --publish                               best weights of the run → the config's `asset`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from data.hand_samples import KINDS, HandDataError, HandModels, hand_models, in_share, open_hands
+from data.synthetic.parallel import worker_map
+from pose_tools.body_models import Mano, load_mano
+from pose_tools.image_io import write_image
+from pose_tools.mano import sample_cache
+from pose_tools.mano.crops import Augmentation, CropError, HandCrops
+from pose_tools.mano.label_checks import LabelError, check_labels
+from pose_tools.mano.losses import RECIPE, HandLoss, MANOLoss, SimpleMANOLoss
+from pose_tools.mano.networks import HandRegressor, RegressorConfig, RegressorError
+from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
+from pose_tools.mano.training_task import RegressionTask, label_sheet
+from pose_tools.training import TrainingError, TrainingSettings, train
+from pose_tools.types import HandSample
+from vlm import settings as typed
+from vlm.commands.console import CommandError, run
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Pictures kept as small squares in one memory-mapped file: `size` pixels showing `margin` hand boxes."""
+
+    folder: str
+    size: int = 128
+    margin: float = 1.9
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """One data set: its `kind` and `folder` (see data/hand_samples.py), with `options` for its reader.
+
+    `share`: how often its samples come up beside those of the others. `validation`: share of its annotations or recordings to judge by,
+    where the data set has no part for that; 0 judges by none. `inside_mask`: least share of joints in the hand's mask.
+    """
+
+    folder: str
+    kind: str = "freihand"
+    share: float = 1.0
+    validation: float = 0.1
+    limit: int | None = None
+    inside_mask: float = 0.95
+    options: dict[str, Any] = field(default_factory=dict)
+    cache: CacheSettings | None = None
+
+
+@dataclass(frozen=True)
+class ManoSettings:
+    """`loss`: "recipe", "simple" or "mano", or weights by term. `start`: a folder or weights to go on from."""
+
+    data: tuple[DataSettings, ...]
+    network: RegressorConfig
+    training: TrainingSettings
+    hand_model: str | None = None
+    loss: str | dict[str, float] = "recipe"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    start: str | None = None
+    asset: str | None = None
+
+
+class Chosen(Sequence[HandSample]):
+    """Some of the samples of one or several sequences: `numbers` count through all of them."""
+
+    def __init__(self, samples: Sequence[HandSample], numbers: np.ndarray) -> None:
+        self.samples, self.numbers = samples, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.samples[int(self.numbers[index])]
+
+
+class Mixed(Sequence[HandSample]):
+    """Several sequences as one; each is repeated so that the shares hold and none is cut."""
+
+    def __init__(self, parts: Sequence[Sequence[HandSample]], shares: Sequence[float]) -> None:
+        most = max(len(part) / share for part, share in zip(parts, shares, strict=True))
+        self.parts, counts = parts, [round(most * share) for share in shares]
+        self.ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part][(index - (self.ends[part - 1] if part else 0)) % len(self.parts[part])]
+
+
+def make_task(settings: ManoSettings, mano: Mano) -> RegressionTask:
+    models = hand_models(settings.hand_model)
+    pairs = [read_data(data, models | {"right": mano}, settings.training.seed) for data in settings.data]
+    learn = Mixed([pair[0] for pair in pairs], [data.share for data in settings.data])
+    judged = [pair[1] for pair in pairs if len(pair[1])]
+    if not judged:
+        raise TrainingError("no sample is held out to judge by: set `validation` above 0 for a data set")
+    judge = Mixed(judged, [float(len(part)) for part in judged])
+    size, scale, seed = settings.network.image_size, settings.network.crop_scale, settings.training.seed
+    augmented = HandCrops(learn, size, scale=scale, augmentation=settings.augmentation, seed=seed)
+    return RegressionTask(augmented, HandCrops(judge, size, scale=scale), loss_of(settings))
+
+
+def read_data(data: DataSettings, models: HandModels, seed: int) -> tuple[Chosen, Chosen]:
+    """The samples to learn from and those to judge by, of one data set; the labels have been checked."""
+    whole = open_hands(data.kind, data.folder, "train", models=models, val_share=0.0, **data.options)
+    report = check_labels(whole, models["right"], inside=data.inside_mask)
+    print(f"{data.folder}: {len(whole)} samples of {data.kind}; labels: {report}")
+    kept = np.array([in_share(whole.cluster(i), data.validation, seed) for i in range(len(whole))])
+    samples: Sequence[HandSample] = whole
+    if data.cache is not None:
+        samples = cached(whole, data.cache, f"{Path(data.folder).name}: {len(whole)} samples of {data.kind}")
+    judge = Chosen(samples, np.flatnonzero(kept))
+    if KINDS[data.kind].has_val and data.validation:
+        val = open_hands(data.kind, data.folder, "val", models=models, **data.options)
+        judge, kept = Chosen(val, np.arange(len(val))), np.zeros(len(whole), bool)
+    return Chosen(samples, np.flatnonzero(~kept)[: data.limit]), judge
+
+
+def cached(samples: Sequence[HandSample], cache: CacheSettings, key: str) -> SampleCache:
+    """The cache's samples; the main process builds it where it is missing, the others wait."""
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    if rank == 0 and not (Path(cache.folder) / "cache.json").is_file():
+        work = partial(sample_cache.row, samples, cache.size, cache.margin)
+        with worker_map(work, range(len(samples)), os.cpu_count() or 1) as rows:
+            bar = tqdm(rows, desc=f"building {cache.folder}", total=len(samples), unit="sample", mininterval=5)
+            sample_cache.build(bar, cache.folder, count=len(samples), size=cache.size, margin=cache.margin, key=key)
+    if torch.distributed.is_available() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+    return SampleCache(cache.folder, key)
+
+
+def build(settings: ManoSettings, mano: Mano) -> HandRegressor:
+    """A fresh regressor, with the weights of `start` if there is one."""
+    model = HandRegressor(settings.network, mano)
+    if settings.start:
+        path = Path(settings.start)
+        path = path / "model.safetensors" if path.is_dir() else path
+        if not path.is_file():
+            raise TrainingError(f"start: {path} is missing; train the phase before this one first, or leave `start` out")
+        model.load_state_dict(load_file(path))
+    return model
+
+
+def loss_of(settings: ManoSettings) -> HandLoss:
+    named = {"recipe": lambda: HandLoss(RECIPE), "simple": SimpleMANOLoss, "mano": MANOLoss}
+    if isinstance(settings.loss, dict):
+        return HandLoss(settings.loss)
+    if settings.loss not in named:
+        raise TrainingError(f"loss is {settings.loss!r}: expected {', '.join(named)}, or weights by term")
+    return named[settings.loss]()
+
+
+def fit(settings: ManoSettings, check_only: bool) -> None:
+    torch.manual_seed(settings.training.seed)
+    mano = load_mano(settings.hand_model)
+    task = make_task(settings, mano)
+    model = build(settings, mano)
+    output = Path(settings.training.output)
+    if int(os.environ.get("RANK", 0)) == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        write_image(output / "labels.jpg", label_sheet(task.crops))
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        print(f"{len(task)} samples to learn, {len(task.held_out)} to judge; {millions:.2f} M parameters; look at {output / 'labels.jpg'}")
+    if check_only:
+        batch = task.collate([task.sample(i, 0) for i in range(min(8, len(task)))])
+        masks = {name[4:]: value for name, value in batch.items() if name.startswith("has_")}
+        print({name: round(float(v), 4) for name, v in task.loss(model(batch["pixels"].float()), batch, masks).items()})
+        return
+    result = train(model, task, settings.training)
+    print(f"step {result.step}, best: {result.best}")
+
+
+def publish(settings: ManoSettings) -> None:
+    """The run's best weights as a folder that `load_regressor` opens."""
+    weights = Path(settings.training.output) / "best.safetensors"
+    if not settings.asset:
+        raise TrainingError("--publish needs `asset` in the config: the folder to write")
+    if not weights.is_file():
+        raise TrainingError(f"{weights} is missing: train first, at least to the first evaluation")
+    model = HandRegressor(settings.network, load_mano(settings.hand_model), pretrained=False)
+    model.load_state_dict(load_file(weights))
+    model.save(settings.asset)
+    print(f"wrote {settings.asset}: {json.loads((weights.parent / 'best.json').read_text())}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status; CommandError for what cannot be done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML file of ManoSettings, such as scripts/configs/mano_small.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.max_steps=100")
+    parser.add_argument("--check", action="store_true", help="check the labels, write the contact sheet, run one batch")
+    parser.add_argument("--publish", action="store_true", help="write the best weights of the run to the config's asset folder")
+    options = parser.parse_args(arguments)
+    logging.getLogger("pose_tools").setLevel(logging.INFO)
+    try:
+        settings = typed.load(ManoSettings, options.config, options.set)
+        publish(settings) if options.publish else fit(settings, options.check)
+    except (HandDataError, LabelError, CropError, RegressorError, SampleCacheError, TrainingError) as error:
+        raise CommandError(str(error)) from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
