@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ def prior_of(mano: Mano) -> Prior:
     return Prior(mano.pose_mean.double(), torch.linalg.inv(covariance), *limits)
 
 
+@lru_cache(maxsize=2)
 def _limits(flip: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flexion, spread = articulation.bending_axes()
     rows, low, high = [], [], []
