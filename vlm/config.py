@@ -23,8 +23,8 @@ class HandVLMConfig(PreTrainedConfig):
     `grid_position`: scale of a fixed 2-D sine code added to the projected tokens; 0 adds none.
     `pose_encoders`: name -> {"dim": columns of a token's features, "n_tokens": slots, "box_columns": first columns of xyxy boxes,
     "weights_hash": identity of the specialist, "score_column": column of a confidence that gates the token}. `clip`: how a clip's
-    frames become tokens, {"slow_frames", "slow": "spread" | "last", "pool", "duplicates"} (see `vlm.vision.slow_fast`); None reads
-    no clips. `trajectory`: {"head": a name of `vlm.trajectory.HEADS`, "steps": points of a path, "rate": in Hz, "hand_layout",
+    frames become tokens, {"slow_frames", "slow": "spread" | "last", "pool", "duplicates"} (see `vlm.vision.slow_fast`), "frames": of
+    a longer clip so many are looked at, spread evenly; None reads no clips. `trajectory`: {"head": a name of `vlm.trajectory.HEADS`, "steps": points of a path, "rate": in Hz, "hand_layout",
     "position_code": None | "fourier" | "handsonvlm", "weight": of its loss, "compat": None | "handsonvlm", "options": of the head};
     `trajectory_token_id` is that of `<hand_traj>`. `number_sigma`: width, in units of the 0-1000 dialect, of the Gaussian that stands
     for a number in the training loss; 0 trains on the exact token. `number_token_ids`: [id of "0", how many] of consecutive ids.

@@ -114,7 +114,7 @@ class HandVLMModel(HandVLMPreTrainedModel):
         """A clip's patches (B, T, P, C) → (B, n, D): its frames' means in time, then the patches of its slow frames."""
         if self.config.clip is None:
             raise ValueError("this model reads no clips: build or extend it with `clip` (see HandVLMConfig), or ask about one picture")
-        fast, grids = slow_fast_parts(features, **self.config.clip)
+        fast, grids = slow_fast_parts(features, **{name: value for name, value in self.config.clip.items() if name != "frames"})
         tokens = [self._project(fast, grid=False)]
         tokens += [self._project(grids[:, number]) for number in range(grids.shape[1])]
         return torch.cat(tokens, 1)

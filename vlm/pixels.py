@@ -15,6 +15,7 @@ from PIL import Image
 from data.sample import SampleError
 from pose_tools import views
 from pose_tools.image_io import read_image
+from vlm.vision import chosen_frames
 
 VIEW_RULES = {"letterbox": views.letterbox, "center_crop": views.center_crop, "squash": views.squash}
 
@@ -71,7 +72,8 @@ def read_media(parts: Sequence[dict[str, Any]], pixels: Pixels, processor: Any) 
         elif part["type"] == "video":
             if processor.clip is None:
                 raise SampleError("a clip, but this model reads pictures only; ask it about one frame, or choose a model that reads clips")
-            rows = tuple(_read(frame, pixels, processor) for frame in part["video"])
+            frames = [part["video"][number] for number in chosen_frames(len(part["video"]), processor.clip)]
+            rows = tuple(_read(frame, pixels, processor) for frame in frames)
             sizes = {pixels.views[row].size for row in rows}
             if len(sizes) > 1:
                 raise SampleError(f"the frames of a clip are of sizes {sorted(map(str, sizes))}, expected one size; resize them")

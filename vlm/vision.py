@@ -107,8 +107,15 @@ def _slow_rows(frames: int, slow_frames: int, duplicates: int, slow: str) -> lis
     return (np.round(np.linspace(0, frames * duplicates - 1, slow_frames)).astype(int) % frames).tolist()
 
 
+def chosen_frames(frames: int, clip: Mapping[str, Any]) -> list[int]:
+    """Numbers of the frames that are looked at: all, or `clip["frames"]` of them spread evenly, the first and the last among them."""
+    count = clip.get("frames") or frames
+    return list(range(frames)) if frames <= count else np.round(np.linspace(frames - 1, 0, count)).astype(int)[::-1].tolist()
+
+
 def clip_length(frames: int, patches: int, clip: Mapping[str, Any]) -> int:
     """Tokens that a clip of `frames` frames of `patches` patches takes; `clip` as in HandVLMConfig."""
+    frames = len(chosen_frames(frames, clip))
     return frames * clip.get("duplicates", 1) + clip.get("slow_frames", 4) * patches // clip.get("pool", 2) ** 2
 
 

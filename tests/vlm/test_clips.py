@@ -69,6 +69,14 @@ def test_batch_is_single_and_distinct_frames_are_encoded_once(kind):
         torch.testing.assert_close(logits[row, -len(alone) :], alone, atol=2e-5, rtol=1e-4)
 
 
+def test_of_a_long_clip_the_frames_asked_for_are_looked_at():
+    model, processor = tiny_clips(clip={"frames": 3, "slow_frames": 1, "slow": "last", "pool": 1})
+    whole, chosen = processor(clip([0, 1, 2, 3, 4])), processor(clip([0, 2, 4]))
+    assert whole["pixel_values"].shape[0] == 3 and torch.equal(whole["input_ids"], chosen["input_ids"])
+    torch.testing.assert_close(model(**whole).logits, model(**chosen).logits)
+    assert processor(clip([1, 3]))["media_frames"].tolist() == [2]
+
+
 def test_a_picture_is_seen_the_same_beside_a_clip_and_alone():
     model, processor = tiny_clips()
     picture = processor([user({"type": "image", "image": FRAMES[1]}, "a picture")])
