@@ -347,7 +347,7 @@ def test_a_written_path_is_the_models_own_in_pixels_of_the_last_frame(asked: lis
     def ask(turns, names, futures: int) -> list[PathReply]:
         asker = PathAsker(model, processor, steps=4, futures=futures, max_new_tokens=4)
         batch = processor(turns)
-        asker.generation["logits_processor"] = [Script(model, batch["input_ids"].shape[1], ["p"] * 4)]
+        asker.asker.generation["logits_processor"] = [Script(model, batch["input_ids"].shape[1], ["p"] * 4)]
         return asker(turns, names)
 
     many, one = ask(turns, names, 3), ask(turns, names, 1)

@@ -15,19 +15,19 @@ from vlm.evaluation.asking import Asker
 from vlm.evaluation.trajectory_scoring import PathReply
 
 
-class PathAsker(Asker):
+class PathAsker:
     """Greedy answers, the most likely path first; `futures` paths of each, whose noise depends on the seed and the question's id alone."""
 
     def __init__(self, model: Any, processor: Any, *, steps: int, futures: int = 1, seed: int = 0, max_new_tokens: int = 64) -> None:
         """`steps`: T of the paths that are asked for; another number is no answer. Raises ValueError for a model without a path head."""
-        super().__init__(model, processor, max_new_tokens=max_new_tokens)
+        self.asker, self.model, self.processor = Asker(model, processor, max_new_tokens=max_new_tokens), model, processor
         if model.config.trajectory is None:
             raise ValueError("this model has no path head, so it forecasts nothing; train one with `trajectory` in its build settings")
         self.steps, self.futures, self.seed = steps, futures, seed
 
     def __call__(self, conversations: Sequence[list[dict[str, Any]]], names: Sequence[str]) -> list[PathReply]:
         """One reply per conversation, points in pixels of its last frame; `names` are the questions' ids."""
-        texts, views, output = self.generate(conversations, num_trajectories=self.futures, noise=self.noise(names))
+        texts, views, output = self.asker.generate(conversations, num_trajectories=self.futures, noise=self.noise(names))
         return [
             path_reply(text, view[0], self.processor.dialect, Paths.of(output, row, steps=self.steps))
             for row, (text, view) in enumerate(zip(texts, views, strict=True))

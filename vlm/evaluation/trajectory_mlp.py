@@ -96,7 +96,7 @@ def train_mlp(questions: Sequence[ClipQuestion], settings: MLPSettings, folder: 
     model = _fresh(inputs.shape[1], target.shape[2], settings)
     digest = hashlib.sha256(repr(sorted(asdict(settings).items())).encode())
     for array in (inputs.numpy(), target, valid):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).tobytes())
     digest.update("\n".join(q.start for q in questions).encode())
     path = folder / f"{'past_and_goal' if settings.goal else 'past_only'}-{digest.hexdigest()[:12]}.safetensors"
     if path.is_file():

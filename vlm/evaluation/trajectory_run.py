@@ -73,7 +73,7 @@ def baseline_replies(
         if goal and not any(np.isfinite(goal_point(q)).all() for q in train):
             continue
         network = train_mlp(train, MLPSettings(goal=goal, steps=steps), out)
-        found[name] = trajectory_baselines.answer_all(questions, lambda q, network=network, goal=goal: network.answer(q, goal))
+        found[name] = {q.id: PathReply(network.answer(q, goal)) for q in questions}
     return found
 
 
