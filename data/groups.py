@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data.sample import Sample
 
@@ -149,8 +151,19 @@ def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit
     return Groups(len(groups), lambda index, epoch: groups[index], lambda: pictures)
 
 
-def _clip_trajectory(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
-    """`kinds`: of actions (reach, miss, pause, turn), for synthetic clips; `options` as for `data.epic_clips.EpicClips`."""
+def _clip_trajectory(
+    path: Path,
+    *,
+    seed: int,
+    split: str,
+    kinds: list[str] | None,
+    limit: int | None,
+    offer: Sequence[str] = (),
+    offer_share: float = 0.0,
+    **options: Any,
+) -> Groups:
+    """`kinds`: of actions (reach, miss, pause, turn), for synthetic clips. `offer`: tools that are on offer, and not needed, in the share
+    `offer_share` of the groups. `options` as for `data.epic_clips.EpicClips`."""
     from data.epic_clips import EpicClips
     from data.epic_kitchens import EpicError
 
@@ -161,6 +174,8 @@ def _clip_trajectory(path: Path, *, seed: int, split: str, kinds: list[str] | No
 
     def read(index: int, epoch: int) -> list[Sample]:
         samples = clips.samples(index, split=split, seed=_mix(seed, epoch))
+        if np.random.default_rng([_mix(seed, epoch), index]).random() < offer_share:
+            samples = [replace(sample, tools=tuple(offer)) for sample in samples]
         return [sample for sample in samples if kinds is None or sample.targets["action"] in kinds]
 
     frames = [(clip.name, list(clip.frames)) for clip in clips.clips]

@@ -75,8 +75,8 @@ class Medium:
 
     @property
     def media(self) -> Media:
-        """What tools look at: the clip, and the last frame as its picture."""
-        return Media(images=(self.last,), frames=self.frames if self.is_clip else (), fps=self.rate if self.is_clip else None)
+        """What tools look at: the picture, or the clip."""
+        return Media(frames=self.frames, fps=self.rate) if self.is_clip else Media(images=(self.last,))
 
     @property
     def rate(self) -> float:
