@@ -136,7 +136,7 @@ def paint_over(layers: list[Layer], owner: np.ndarray, canvas: np.ndarray) -> np
     for number, layer in enumerate(layers):
         (rows, cols), (from_rows, from_cols) = _overlap(layer, owner.shape)
         mine = owner[rows, cols] == number
-        canvas[rows, cols][mine] = layer.rgb[from_rows, from_cols][mine]
+        np.copyto(canvas[rows, cols], layer.rgb[from_rows, from_cols], where=mine[..., None])
     return canvas
 
 
@@ -202,12 +202,16 @@ class Lens:
             picture = cv2.filter2D(picture, -1, self.kernel, borderType=cv2.BORDER_REPLICATE)
         elif self.sigma:
             picture = cv2.GaussianBlur(picture, (0, 0), self.sigma)
-        picture = np.clip(picture * self.gain.astype(np.float32), 0, 1) ** np.float32(self.gamma)
+        picture = picture * self.gain.astype(np.float32)
+        np.power(np.clip(picture, 0, 1, out=picture), np.float32(self.gamma), out=picture)
         if self.vignette:
             down, across = (np.linspace(-1, 1, n, dtype=np.float32) ** 2 for n in picture.shape[:2])
             picture = picture * (1 - self.vignette * (down[:, None] + across[None, :]) / 2)[..., None]
         picture = picture + self.noise * rng.standard_normal(picture.shape, dtype=np.float32)
-        return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+        np.clip(picture, 0, 1, out=picture)
+        picture *= 255
+        picture += 0.5
+        return picture.astype(np.uint8)
 
 
 def look(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
