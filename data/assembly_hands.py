@@ -113,6 +113,7 @@ class AssemblyHands(HandSet):
 
     def _world(self, image: dict[str, Any], what: str) -> np.ndarray:
         frame = f"{int(image['frame_idx']):06d}"
+        assert self._joints is not None
         try:
             joints = self._joints[str(image["seq_name"])][frame]["world_coord"]
         except (KeyError, TypeError):

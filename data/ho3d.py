@@ -104,8 +104,9 @@ class HO3D(HandSet):
         else:
             box = np.array([0.0, 0.0, *SIZE])
         source: dict[str, Any] = {"dataset": self.kind, "part": self.part, "sequence": sequence, "frame": number}
-        if joints is None and np.shape(meta.get("handJoints3D")) == (3,):
-            source["root"] = (OPENGL @ np.asarray(meta["handJoints3D"], float)).tolist()
+        root = np.asarray(meta.get("handJoints3D") if meta.get("handJoints3D") is not None else [], float)
+        if joints is None and root.shape == (3,):
+            source["root"] = (OPENGL @ root).tolist()
         return HandSample(
             image=NO_PICTURE, side="right", bbox_xyxy=box, intrinsics=intrinsics, joints_2d=joints_2d, joints_3d=joints,
             joints_valid=np.full(21, joints is not None), vertices=vertices, pose=pose, annotation=index, source=source,

@@ -120,6 +120,7 @@ pose_tools.egohmr: load_stage1 load_stage2
 pose_tools.egohmr.diffusion: Schedule
 pose_tools.egohmr.scene: crop_stage1 crop_stage2
 pose_tools.egohmr.evaluate: metrics
+pose_tools.mano.evaluate: freihand ho3d
 """
 
 

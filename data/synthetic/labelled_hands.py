@@ -100,6 +100,5 @@ def _labelled(hand: dict[str, Any], intrinsics: np.ndarray, tips: str) -> Labell
     with torch.no_grad():
         output = hands.mano(hand["side"])(*(torch.from_numpy(parameters[name])[None] for name in names), tips=tips)
     vertices, joints = output.vertices[0].numpy(), output.joints[0].numpy()
-    return LabelledHand(
-        hand["side"], *(parameters[name] for name in names), vertices=vertices, joints=joints, joints_2d=project(joints, intrinsics)
-    )
+    posed = {"vertices": vertices, "joints": joints, "joints_2d": project(joints, intrinsics)}
+    return LabelledHand(side=hand["side"], **{name: parameters[name] for name in names}, **posed)

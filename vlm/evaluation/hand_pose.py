@@ -17,7 +17,7 @@ from pose_tools.geometry import project
 from pose_tools.image_io import write_image
 from pose_tools.mano import evaluate
 from pose_tools.mano.evaluate import DISTANCES, MEASURES, MISSED_MM, PredictedHand
-from pose_tools.mano.submission import to_server
+from pose_tools.mano.submission import Server, to_server
 from pose_tools.metrics import clustered_interval, ratio_of_means
 from pose_tools.render import Canvas, contact_sheet
 from pose_tools.types import HandSample
@@ -70,9 +70,8 @@ def predict(asked: Asked, predictor: Callable[[], Predictor], path: Path, batch_
             made.append(predictor())
         return [_to_record(hand) for hand in made[0]([asked.hands[asked.numbers[i]] for i in batch])]
 
-    found = records.complete(
-        path, list(range(len(asked.ids))), answer, key=lambda i, ids=asked.ids: ids[i], batch_size=batch_size, title="hand poses"
-    )
+    ids = asked.ids
+    found = records.complete(path, list(range(len(ids))), answer, key=lambda i: ids[i], batch_size=batch_size, title="hand poses")
     return [_from_record(record, path) for record in found.values()]
 
 
@@ -190,12 +189,12 @@ def _mean(values: np.ndarray) -> float | None:
 def _official(asked: Asked, ours: Sequence[PredictedHand | None], truth: Sequence[HandSample]) -> dict[str, float] | None:
     """The official program's numbers, where it has one and every hand has been answered with a mesh."""
     program = {"freihand": evaluate.freihand, "ho3d": evaluate.ho3d}.get(asked.hands.kind)
-    whole = all(hand is not None and hand.vertices is not None for hand in ours) and all(x.vertices is not None for x in truth)
-    if program is None or not whole:
+    answers = [(hand.joints_3d, hand.vertices) for hand in ours if hand is not None and hand.vertices is not None]
+    truths = [(label.joints_3d, label.vertices) for label in truth if label.joints_3d is not None and label.vertices is not None]
+    if program is None or not len(answers) == len(truths) == len(truth):
         return None
-    server = "ho3d" if asked.hands.kind == "ho3d" else "freihand"
-    pred = to_server(np.stack([hand.joints_3d for hand in ours if hand]), np.stack([hand.vertices for hand in ours if hand]), server)
-    gt = to_server(np.stack([x.joints_3d for x in truth]), np.stack([x.vertices for x in truth]), server)
+    server: Server = "ho3d" if asked.hands.kind == "ho3d" else "freihand"
+    pred, gt = (to_server(np.stack([j for j, _ in pairs]), np.stack([v for _, v in pairs]), server) for pairs in (answers, truths))
     return program(*pred, *gt)
 
 
