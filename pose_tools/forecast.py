@@ -13,8 +13,8 @@ import numpy as np
 
 from pose_tools.kalman import MotionModel, kalman_filter
 
-VELOCITY = MotionModel(process_noise=2000.0, measurement_noise=2.0, prior=(60.0,))
-"""A hand in a picture 256 pixels wide, moving evenly but for white noise."""
+VELOCITY = MotionModel(process_noise=1000.0, measurement_noise=2.0, prior=(60.0,))
+"""A hand in a picture 256 pixels wide, moving evenly but for white noise (chosen on training clips of the synthetic world)."""
 ACCELERATION = MotionModel(process_noise=40_000.0, measurement_noise=2.0, prior=(60.0, 120.0))
 """As VELOCITY, with an acceleration that lasts."""
 

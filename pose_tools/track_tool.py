@@ -22,6 +22,9 @@ AHEAD = 1.0
 FITTED = 0.5
 """Seconds of the path that the forecast's line is fitted to."""
 
+SHORTEST_ARROW = 0.06
+"""A hand that moves by less than this share of the picture in the forecast's time has no arrow: it would be all tip."""
+
 
 def track_hands(media: Media, *, hand: Literal["left", "right", "both"] = "both", smooth: bool = True) -> ToolResult:
     """Follows the person's hands through the clip.
@@ -65,8 +68,8 @@ def write(result: ToolResult, views: Sequence[View]) -> str:
 
 
 def draw(media: Media, result: ToolResult) -> np.ndarray:
-    """The last frame with each hand's path, faint where long ago, its box where it is in that frame, and dashed where an even motion
-    takes it in a second."""
+    """The last frame with each hand's path, faint where long ago, its box if it is in that frame, and dashed where an even motion takes
+    it in a second."""
     from pose_tools.render import SIDE_COLOURS, Canvas  # loads the rasteriser, which only people need
 
     canvas = Canvas(media.frames[-1])
@@ -74,8 +77,9 @@ def draw(media: Media, result: ToolResult) -> np.ndarray:
     for side, one in hands.items():
         boxes = np.array([[np.nan] * 4 if box is None else box for box in one["bbox_xyxy"]])
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        if one["forecast"] is not None:
-            canvas.trajectory(np.array([centres[-1], one["forecast"]]), colour=SIDE_COLOURS[side], dashed=True)
+        ahead = None if one["forecast"] is None else np.array([centres[-1], one["forecast"]])
+        if ahead is not None and np.linalg.norm(np.diff(ahead, axis=0)) > SHORTEST_ARROW * min(media.frames[-1].shape[:2]):
+            canvas.trajectory(ahead, colour=SIDE_COLOURS[side], dashed=True)
         canvas.trail(centres, colour=SIDE_COLOURS[side], seen=np.array(one["seen"]))
     last = {side: one["bbox_xyxy"][-1] for side, one in hands.items()}
     canvas.boxes([Box(tuple(box), f"{side} hand", hands[side]["score"][-1]) for side, box in last.items() if box is not None])
@@ -111,7 +115,6 @@ def _text(
         if one is None:
             return "null"
         there = [box for box in one["bbox_xyxy"] if box is not None]
-        # The last of equal spacing, never more than MOMENTS; both ends are told.
         chosen = sorted({round(i) for i in np.linspace(0, len(there) - 1, min(MOMENTS, len(there)))})
         path = [place([(there[i][0] + there[i][2]) / 2, (there[i][1] + there[i][3]) / 2]) for i in chosen]
         box = "null" if one["bbox_xyxy"][-1] is None else format_box(np.asarray(box_to_grid(one["bbox_xyxy"][-1])).tolist(), size)
