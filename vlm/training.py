@@ -196,15 +196,14 @@ def planned_steps(settings: FinetuneSettings, rows: TrainingRows, processes: int
 def make_start(settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
     """The model a run starts from, in memory: built, extended, or as it was; fresh weights are a function of the seed, a fresh
     tokenizer of the data."""
-    set_seed(settings.seed)
     samples = TrainingRows(settings.data, None, seed=settings.seed, length=0)
+    new = settings.build or settings.extend
+    words = list(texts(samples, settings.tokenizer_rows)) if new is not None and new.tokenizer in ("train", "retrain") else []
+    set_seed(settings.seed)  # only now: a detector that looks at pictures for the first time draws random numbers too
     if settings.build is not None:
-        return build(settings.build, texts(samples, settings.tokenizer_rows) if settings.build.tokenizer == "train" else ())
+        return build(settings.build, words)
     model, processor = load_start(settings, Path(settings.model or ""))
-    if settings.extend is None:
-        return model, processor
-    words = texts(samples, settings.tokenizer_rows) if settings.extend.tokenizer == "retrain" else ()
-    return extend(model, processor, settings.extend, words)
+    return (model, processor) if settings.extend is None else extend(model, processor, settings.extend, words)
 
 
 def load_start(settings: FinetuneSettings, start: Path) -> tuple[HandVLM, HandVLMProcessor]:
