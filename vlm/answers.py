@@ -21,7 +21,7 @@ import numpy as np
 
 from pose_tools.grounding import DIALECTS, DialectName, FoundBox, find_boxes, format_numbers
 from pose_tools.types import Box
-from pose_tools.views import View
+from pose_tools.views import View, squash
 
 NONE = "none"
 TRAJECTORY_TOKEN = "<hand_traj>"
@@ -169,13 +169,14 @@ def _between(text: str, before: dict[str, Any] | None, part: dict[str, Any], pie
 class Paths:
     """What a path head gave for an answer: `points` (2, T, 2) and `spread` (2, T, 2) in units of the grid, `presence` (2, T); NaN rows at
     the end where it wrote fewer path tokens. `steps`: tokens that make one path; another number of them is no answer. `samples`
-    (S, 2, T, 2): the points of further futures."""
+    (S, 2, T, 2): the points of further futures. `space`: "grid", or "frame" where units are the whole frame's sides."""
 
     points: np.ndarray
     spread: np.ndarray | None = None
     presence: np.ndarray | None = None
     steps: int | None = None
     samples: np.ndarray | None = None
+    space: str = "grid"
 
     @classmethod
     def of(cls, output: Any, row: int = 0, future: int = 0, steps: int | None = None) -> Paths | None:
@@ -185,7 +186,8 @@ class Paths:
         found = (getattr(output, name)[row, future] for name in ("trajectories", "trajectory_spread", "trajectory_presence"))
         points, spread, presence = (value.float().cpu().numpy() for value in found)
         others = np.delete(output.trajectories[row].float().cpu().numpy(), future, axis=0)
-        return cls(points, None if np.isnan(spread).all() else spread, presence, steps, others if len(others) else None)
+        space = getattr(output, "trajectory_space", "grid")
+        return cls(points, None if np.isnan(spread).all() else spread, presence, steps, others if len(others) else None, space)
 
 
 def parse(text: str, view: View | None, dialect: str, trajectories: np.ndarray | Paths | None = None) -> list[Answer]:
@@ -311,15 +313,21 @@ class _Reader:
             return Unparsed(tokens, f"a trajectory of {steps} steps with points that are no numbers")
         presence = None if self.paths.presence is None else np.asarray(self.paths.presence[:, start : start + steps], dtype=float)
         others = None if self.paths.samples is None else np.asarray(self.paths.samples[:, :, start : start + steps], dtype=float)
-        samples = None if others is None else self.view.to_original(others * self.view.out)
-        return TrajectoryAnswer(self.view.to_original(points * self.view.out), self._spread(start, steps), presence, samples)
+        view = whole_frame(self.view) if self.paths.space == "frame" else self.view
+        samples = None if others is None else view.to_original(others * view.out)
+        return TrajectoryAnswer(view.to_original(points * view.out), self._spread(view, start, steps), presence, samples)
 
-    def _spread(self, start: int, steps: int) -> np.ndarray | None:
+    def _spread(self, view: View, start: int, steps: int) -> np.ndarray | None:
         """Deviations in pixels of the picture: those of the grid, scaled as the view scales areas."""
-        if self.paths is None or self.paths.spread is None or self.view is None:
+        if self.paths is None or self.paths.spread is None:
             return None
-        grid = np.sqrt(np.mean((self.paths.spread[:, start : start + steps] * self.view.out) ** 2, -1))
-        return grid / np.sqrt(abs(np.linalg.det(self.view.matrix[:2, :2])))
+        grid = np.sqrt(np.mean((self.paths.spread[:, start : start + steps] * view.out) ** 2, -1))
+        return grid / np.sqrt(abs(np.linalg.det(view.matrix[:2, :2])))
+
+
+def whole_frame(view: View) -> View:
+    """The View whose grid is the whole original frame, for paths that are fractions of its sides."""
+    return squash(view.size or view.out, view.out)
 
 
 def _time(mark: re.Match[str]) -> TimeAnswer | Unparsed:

@@ -123,6 +123,7 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
         dialect=settings.dialect,
         clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
         trajectory_steps=settings.trajectory["steps"] if settings.trajectory else None,
+        trajectory_space=(settings.trajectory or {}).get("space", "grid"),
     )
     return model, processor
 

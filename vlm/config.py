@@ -13,6 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 class HandVLMConfig(PreTrainedConfig):
     """Composition of a vision tower, a projector, pose encoders' projectors and a causal language model.
 
+    `image_token_id` marks the slots; where it lies behind the vocabulary's last row, it has none and is never written.
     `vision_config` / `text_config`: any tower / causal LM that transformers knows (a dict with `model_type`, or a config).
     `vision_norm_eps`: eps of the tower's last LayerNorm (`post_layernorm`) where it is not that of its blocks, as in MiniGPT-v2.
     `image_size`: side of the square picture the tower sees, pixels. `image_seq_length`: tokens one picture takes in the prompt.
@@ -23,9 +24,11 @@ class HandVLMConfig(PreTrainedConfig):
     `grid_position`: scale of a fixed 2-D sine code added to the projected tokens; 0 adds none.
     `pose_encoders`: name -> {"dim": columns of a token's features, "n_tokens": slots, "box_columns": first columns of xyxy boxes,
     "weights_hash": identity of the specialist, "score_column": column of a confidence that gates the token}. `clip`: how a clip's
-    frames become tokens, {"slow_frames", "slow": "spread" | "last", "pool", "duplicates"} (see `vlm.vision.slow_fast`), "frames": of
-    a longer clip so many are looked at, spread evenly; None reads no clips. `trajectory`: {"head": a name of `vlm.trajectory.HEADS`, "steps": points of a path, "rate": in Hz, "hand_layout",
-    "position_code": None | "fourier" | "handsonvlm", "weight": of its loss, "compat": None | "handsonvlm", "options": of the head};
+    frames become tokens, {"slow_frames", "slow": "spread" | "last", "pool", "duplicates" or "total"} (see `vlm.vision.slow_fast`),
+    "frames": of a longer clip so many are looked at, spread evenly, "pictures": a picture is read as a clip of one frame; None reads no
+    clips. `trajectory`: {"head": a name of `vlm.trajectory.HEADS`, "steps": points of a path, "rate": in Hz, "hand_layout",
+    "position_code": None | "fourier" | "handsonvlm", "weight": of its loss, "compat": None | "handsonvlm", "space": "grid" | "frame",
+    whose sides points are fractions of, "options": of the head};
     `trajectory_token_id` is that of `<hand_traj>`. `number_sigma`: width, in units of the 0-1000 dialect, of the Gaussian that stands
     for a number in the training loss; 0 trains on the exact token. `number_token_ids`: [id of "0", how many] of consecutive ids.
     """

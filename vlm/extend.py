@@ -93,6 +93,7 @@ def _processor(old: HandVLMProcessor, tokenizer: Any, config: HandVLMConfig) -> 
         pose_encoders=config.pose_encoders,
         clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
         trajectory_steps=config.trajectory["steps"] if config.trajectory else None,
+        trajectory_space=(config.trajectory or {}).get("space", "grid"),
         **kept,
     )
 
@@ -109,7 +110,8 @@ def _copy(source: HandVLM, target: HandVLM, old: Any, new: Any) -> None:
         (source.get_output_embeddings(), target.get_output_embeddings()),
     ):
         for number in range(len(after.weight)):  # a table may be longer than its vocabulary
-            after.weight[number] = _mean(before.weight, rows[number] if number < len(rows) else [])
+            known = [row for row in rows[number] if row < len(before.weight)] if number < len(rows) else []
+            after.weight[number] = _mean(before.weight, known)
 
 
 def _mean(weight: Tensor, rows: list[int]) -> Tensor:

@@ -44,7 +44,7 @@ class PathGeneration:
         Returns an output with `sequences` (prompt and answer, left-padded prompts). A model with a path head adds, with R rows in
         `sequences`: `trajectories` (R, S, 2, T, 2) in units of the grid, hands left, right, NaN where a row has no such step;
         `trajectory_spread` likewise, standard deviations, and `trajectory_presence` (R, S, 2, T), probabilities; NaN and one for heads
-        that do not tell. T is the config's number of steps, or that of the longest path if it is more.
+        that do not tell. T is the config's number of steps, or that of the longest path if it is more. `trajectory_space` is the config's.
         """
         kwargs.setdefault("return_dict_in_generate", True)
         media = {"pixel_values": pixel_values, "pose_tokens": pose_tokens, **{name: kwargs.pop(name, None) for name in MEDIA[2:]}}
@@ -87,6 +87,7 @@ class PathGeneration:
             rows = [None if one is None else one[name] for one in found]
             key = "trajectories" if name == "points" else f"trajectory_{name}"
             output[key] = padded(rows, settings["steps"], futures, embeds.float(), tail)
+        output["trajectory_space"] = settings.get("space", "grid")
         return output
 
     def _followed(self, sequences: Tensor, cache: Any) -> list[dict[str, Tensor] | None]:

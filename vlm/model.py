@@ -114,7 +114,8 @@ class HandVLMModel(HandVLMPreTrainedModel):
         """A clip's patches (B, T, P, C) → (B, n, D): its frames' means in time, then the patches of its slow frames."""
         if self.config.clip is None:
             raise ValueError("this model reads no clips: build or extend it with `clip` (see HandVLMConfig), or ask about one picture")
-        fast, grids = slow_fast_parts(features, **{name: value for name, value in self.config.clip.items() if name != "frames"})
+        pooling = {name: value for name, value in self.config.clip.items() if name not in ("frames", "pictures")}
+        fast, grids = slow_fast_parts(features, **pooling)
         tokens = [self._project(fast, grid=False)]
         tokens += [self._project(grids[:, number]) for number in range(grids.shape[1])]
         return torch.cat(tokens, 1)
@@ -139,7 +140,7 @@ class HandVLMModel(HandVLMPreTrainedModel):
         input_ids, in order, in units of the grid, with trajectory_valid (M, 2, T). Returns (B, L, D). Raises ValueError when slots and
         features do not agree.
         """
-        embeds = self.get_input_embeddings()(input_ids)
+        embeds = self._words(input_ids)
         pose_tokens = pose_tokens or {}
         unknown = sorted(set(pose_tokens) - set(self.pose_projectors))
         if unknown:
@@ -158,6 +159,12 @@ class HandVLMModel(HandVLMPreTrainedModel):
             mask = input_ids == self.config.trajectory_token_id
             embeds = embeds + fill_slots(torch.zeros_like(embeds), mask, code, "path")
         return embeds + self._unused(pixel_values, pose_tokens, trajectories) if self.training else embeds
+
+    def _words(self, input_ids: Tensor) -> Tensor:
+        table = self.get_input_embeddings()
+        if self.config.image_token_id >= self.config.text_config.vocab_size:  # a slot's id without a row
+            input_ids = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)
+        return table(input_ids)
 
     def _unused(self, pixel_values: Tensor | None, pose_tokens: dict[str, Tensor], trajectories: Tensor | None) -> Tensor | float:
         """Zero, made by every part that this batch does not need.

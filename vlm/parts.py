@@ -96,7 +96,8 @@ def is_tied(model: nn.Module) -> bool:
 def token_rows(model: nn.Module, processor: Any, tokens: Sequence[str] | None) -> list[int]:
     """Ids of `tokens`; without them the picture's and the pose encoders' slots. Raises SettingsError for a token that is none."""
     if tokens is None:
-        return sorted({model.config.image_token_id, *model.config.pose_token_ids.values()})
+        slots = {model.config.image_token_id, *model.config.pose_token_ids.values()}
+        return sorted(slot for slot in slots if slot < model.config.text_config.vocab_size)
     ids = processor.tokenizer.convert_tokens_to_ids(list(tokens))
     unknown = [t for t, i in zip(tokens, ids, strict=True) if i is None or i == processor.tokenizer.unk_token_id]
     if unknown:

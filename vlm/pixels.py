@@ -68,7 +68,8 @@ def read_media(parts: Sequence[dict[str, Any]], pixels: Pixels, processor: Any) 
     for part in parts:
         if part["type"] == "image":
             row = _read(part["image"], pixels, processor)
-            media.append(MediumRows(0, (row,), pixels.views[row]))
+            as_clip = processor.clip is not None and processor.clip.get("pictures")
+            media.append(MediumRows(1 if as_clip else 0, (row,), pixels.views[row]))
         elif part["type"] == "video":
             if processor.clip is None:
                 raise SampleError("a clip, but this model reads pictures only; ask it about one frame, or choose a model that reads clips")

@@ -12,6 +12,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from data.sample import SampleError, validate_messages
 from pose_tools.views import View
+from vlm.answers import whole_frame
 from vlm.packing import Row, collate, pack
 from vlm.pixels import VIEW_RULES, MediumRows, Pixels, read_media
 from vlm.templates import Piece, encode, render
@@ -47,7 +48,8 @@ class HandVLMProcessor(ProcessorMixin):
     `image_mean`, `image_std`: per channel, of pixels in [0, 1]. `interpolation`: "bilinear" or "bicubic".
     `image_seq_length`: tokens of a picture. `pose_encoders`: as in HandVLMConfig. `template`: the renderer's name, `dialect`: how
     boxes are written. `pose_token` marks the slots of every encoder `name` as `<name>`. `clip`: as in HandVLMConfig, with "patches", a
-    frame's number of them. `trajectory_steps`: points of a path, None for a model without a path head.
+    frame's number of them. `trajectory_steps`: points of a path, None for a model without a path head; `trajectory_space`: whether they
+    are fractions of the "grid" or of the whole "frame".
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class HandVLMProcessor(ProcessorMixin):
         max_question_characters: int = 4000,
         clip: dict[str, Any] | None = None,
         trajectory_steps: int | None = None,
+        trajectory_space: str = "grid",
         **kwargs: Any,
     ) -> None:
         if view not in VIEW_RULES:
@@ -76,7 +79,9 @@ class HandVLMProcessor(ProcessorMixin):
         self.image_mean, self.image_std, self.image_token = list(image_mean), list(image_std), image_token
         self.pose_encoders, self.template, self.dialect = pose_encoders or {}, template, dialect
         self.max_question_characters = max_question_characters
-        self.clip, self.trajectory_steps = clip, trajectory_steps
+        if trajectory_space not in ("grid", "frame"):
+            raise ValueError(f"trajectory_space is {trajectory_space!r}, expected 'grid' or 'frame'")
+        self.clip, self.trajectory_steps, self.trajectory_space = clip, trajectory_steps, trajectory_space
         super().__init__(tokenizer, chat_template=chat_template)
 
     @property
@@ -109,8 +114,8 @@ class HandVLMProcessor(ProcessorMixin):
         if for_training:
             batch = collate([pack([(one.input_ids, one.labels)]) for one in encoded], self.pad_token_id)
         else:
-            batch = self._pad_left([one.input_ids for one in encoded])
-        return BatchFeature(batch | self._media(encoded))
+            batch = self.pad_left([one.input_ids for one in encoded])
+        return BatchFeature(batch | self.media(encoded))
 
     def pack(self, conversations: Sequence[Messages], tools: Any = None) -> Row:
         """Conversations about the same pictures as one packed row (see `vlm.packing`), with `encoded` holding their media."""
@@ -139,7 +144,7 @@ class HandVLMProcessor(ProcessorMixin):
 
     def collate_packed(self, rows: Sequence[Row]) -> BatchFeature:
         """Packed rows → a training batch with `position_ids` and the block mask."""
-        return BatchFeature(collate(rows, self.pad_token_id) | self._media([row["encoded"] for row in rows]))
+        return BatchFeature(collate(rows, self.pad_token_id) | self.media([row["encoded"] for row in rows]))
 
     def encode_conversation(
         self, messages: Messages, tools: Any = None, for_training: bool = False, pixels: Pixels | None = None
@@ -194,7 +199,7 @@ class HandVLMProcessor(ProcessorMixin):
                 raise SampleError("an empty question. Ask something, such as 'where is my left hand?'")
 
     def _path(self, part: dict[str, Any], picture_views: list[View]) -> Path:
-        """A trajectory part in units of the grid of the clip's last frame."""
+        """A trajectory part in units of the grid of the clip's last frame, or of that frame itself."""
         points = np.asarray(part["points"], dtype=np.float64)
         valid = np.ones(points.shape[:2], bool) if part.get("valid") is None else np.asarray(part["valid"], dtype=bool)
         if self.trajectory_steps is None:
@@ -203,7 +208,7 @@ class HandVLMProcessor(ProcessorMixin):
             raise SampleError(f"a trajectory of {points.shape[1]} steps, this model writes {self.trajectory_steps}; resample it")
         if not picture_views:
             raise SampleError("a trajectory needs the clip or picture whose pixels it is in, before it in the conversation")
-        view = picture_views[-1]
+        view = whole_frame(picture_views[-1]) if self.trajectory_space == "frame" else picture_views[-1]
         grid = view.to_grid(np.where(valid[..., None], points, 0.0)) / view.out
         return np.where(valid[..., None], grid, 0.0).astype(np.float32), valid
 
@@ -229,19 +234,22 @@ class HandVLMProcessor(ProcessorMixin):
 
     def _media_ids(self, piece: Piece) -> list[int]:
         part = piece.value
+        if self.clip is not None and (part["type"] == "video" or (part["type"] == "image" and self.clip.get("pictures"))):
+            frames = len(part["video"]) if part["type"] == "video" else 1
+            return [self.image_token_id] * clip_length(frames, self.clip["patches"], self.clip)
         if part["type"] == "image":
             return [self.image_token_id] * self.image_seq_length
-        if part["type"] == "video" and self.clip is not None:
-            return [self.image_token_id] * clip_length(len(part["video"]), self.clip["patches"], self.clip)
         return [self.pose_token_ids[part["encoder"]]] * self.pose_encoders[part["encoder"]]["n_tokens"]
 
-    def _pad_left(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
+    def pad_left(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` (B, L) of sequences that end together."""
         length = max(map(len, sequences))
         ids = [[self.pad_token_id] * (length - len(s)) + s for s in sequences]
         mask = [[0] * (length - len(s)) + [1] * len(s) for s in sequences]
         return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
-    def _media(self, encoded: Sequence[Encoded]) -> dict[str, Any]:
+    def media(self, encoded: Sequence[Encoded]) -> dict[str, Any]:
+        """What a batch has beside its tokens; see `__call__`."""
         media: dict[str, Any] = {"views": [one.views for one in encoded]}
         offsets: dict[int, int] = {}  # of each Pixels in the batch
         pictures: list[torch.Tensor] = []

@@ -33,6 +33,7 @@ class TrajectoryCode(nn.Module):
 
 
 def handsonvlm_points(points: Tensor, valid: Tensor) -> Tensor:
-    """Paths (M, 2, T, 2) with hands that are not valid at any step at the published placeholder."""
+    """Paths (M, 2, T, 2) with hands that are valid at no step, and have no points (zeros, not numbers), at the published placeholder."""
     missing = torch.tensor(MISSING, dtype=points.dtype, device=points.device).view(1, 2, 1, 2)
-    return torch.where(valid.any(-1)[..., None, None], points, missing)
+    known = valid.any(-1) | (points.nan_to_num() != 0).any(-1).any(-1)
+    return torch.where(known[..., None, None], points, missing)

@@ -23,7 +23,8 @@ def path_loss(
     """Terms of the head's loss on every supervised path of a batch, weighted as the config says.
 
     hidden (B, L, D); input_ids and labels (B, L); trajectories (M, 2, T, 2) of all paths in input_ids, in order; valid (M, 2, T).
-    `count`: valid hand-steps of the global batch. A batch without paths costs zero, but reaches every parameter of the head. Raises
+    `count`: valid hand-steps of the global batch. A batch without paths costs zero, but reaches every parameter of the head. As
+    published (`compat`), a row without a path counts as one of zeros that is not valid; `noise` then has a block for it too. Raises
     ValueError when tokens and paths do not agree.
     """
     settings, head = model.config.trajectory, model.trajectory_head
@@ -43,8 +44,23 @@ def path_loss(
     supervised = (labels[rows, places] != -100).reshape(paths, steps).all(1)
     known = torch.ones(trajectories.shape[:3], dtype=torch.bool, device=hidden.device) if valid is None else valid.bool()
     known = known & supervised[:, None, None]
+    blocks = torch.arange(paths, device=hidden.device)
+    if settings.get("compat"):
+        blocks, (states, trajectories, known) = _with_empty_rows(rows[::steps], len(hidden), (states, trajectories, known))
     terms = head.loss(
         hand_states(states, layout), trajectories, known, noise=noise, compat=settings.get("compat"), num_items_in_batch=count
     )
+    if "points" in terms:
+        terms["points"] = terms["points"][blocks]
     weight = settings.get("weight", 1.0)
     return {name: value if name == "points" else weight * value for name, value in terms.items() if name in ("points",) or value.dim() == 0}
+
+
+def _with_empty_rows(rows: Tensor, batch: int, values: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Blocks of zeros in the places of rows without a path: `rows` (M,) of the paths, ascending → places (M,) of the paths among all
+    blocks, and the values with the blocks put in."""
+    count = torch.bincount(rows, minlength=batch)
+    empty = (count == 0).cumsum(0)  # of the rows up to each
+    places = torch.arange(len(rows), device=rows.device) + empty[rows]
+    total = len(rows) + int(empty[-1])
+    return places, tuple(value.new_zeros(total, *value.shape[1:]).index_copy(0, places, value) for value in values)

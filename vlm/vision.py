@@ -68,43 +68,59 @@ def merge_patches(features: Tensor, count: int = 4) -> Tensor:
 
 
 def slow_fast(
-    features: Tensor, slow_frames: int = 4, duplicates: int = 1, *, pool: int = 2, slow: Literal["spread", "last"] = "spread"
+    features: Tensor,
+    slow_frames: int = 4,
+    duplicates: int = 1,
+    *,
+    pool: int = 2,
+    slow: Literal["spread", "last"] = "spread",
+    total: int | None = None,
 ) -> Tensor:
     """Tokens of a clip: (B, T, P, C), P a square grid in raster order → (B, n, C), n = T · duplicates + slow_frames · P / pool².
 
     First every frame's mean over its patches, in time; then `slow_frames` frames, each pooled `pool` × `pool`, by frame, row, column
     (LITA): "spread" takes them evenly over the clip (first and last among them; halves round to even), "last" the last ones.
     `duplicates` counts as if the clip were given that many times in a row: HandsOnVLM's 10 distinct frames with `duplicates=10` are
-    its 356 tokens, with 1 they are 266. Exact before or after a linear projector.
+    its 356 tokens, with 1 they are 266. `total` in its place repeats the clip until it has so many frames. Exact before or after a
+    linear projector.
     """
-    fast, grids = slow_fast_parts(features, slow_frames, duplicates, pool=pool, slow=slow)
+    fast, grids = slow_fast_parts(features, slow_frames, duplicates, pool=pool, slow=slow, total=total)
     return torch.cat([fast, grids.flatten(1, 2)], 1)
 
 
 def slow_fast_parts(
-    features: Tensor, slow_frames: int = 4, duplicates: int = 1, *, pool: int = 2, slow: Literal["spread", "last"] = "spread"
+    features: Tensor,
+    slow_frames: int = 4,
+    duplicates: int = 1,
+    *,
+    pool: int = 2,
+    slow: Literal["spread", "last"] = "spread",
+    total: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The two parts of `slow_fast`: means (B, T · duplicates, C) and pooled grids (B, slow_frames, P / pool², C)."""
+    """The two parts of `slow_fast`: means (B, total or T · duplicates, C) and pooled grids (B, slow_frames, P / pool², C)."""
     batch, frames, patches, channels = features.shape
     side = math.isqrt(patches)
+    if total is not None and (total < frames or duplicates != 1):
+        raise ValueError(f"a clip of {frames} frames cannot be repeated to total {total} frames (duplicates {duplicates}, expected 1)")
     if side * side != patches or pool < 1 or side % pool or frames < 1 or slow_frames < 0 or duplicates < 1:
         raise ValueError(
             f"slow-fast pooling needs frames of a square grid whose side {pool} divides, got {frames} frames of {patches} patches, "
             f"slow_frames {slow_frames}, duplicates {duplicates}; choose another image size or pool"
         )
-    fast = features.mean(2).repeat(1, duplicates, 1)
-    chosen = _slow_rows(frames, slow_frames, duplicates, slow)
+    count = total or frames * duplicates
+    fast = features.mean(2)[:, [number % frames for number in range(count)]]
+    chosen = _slow_rows(frames, count, slow_frames, slow)
     grids = features[:, chosen].flatten(0, 1).transpose(1, 2).reshape(batch * slow_frames, channels, side, side)
     pooled = nn.functional.avg_pool2d(grids, pool) if pool > 1 else grids
     return fast, pooled.flatten(2).transpose(1, 2).reshape(batch, slow_frames, patches // pool**2, channels)
 
 
-def _slow_rows(frames: int, slow_frames: int, duplicates: int, slow: str) -> list[int]:
+def _slow_rows(frames: int, count: int, slow_frames: int, slow: str) -> list[int]:
     if slow == "last":
         return [max(frames - slow_frames + k, 0) for k in range(slow_frames)]
     if slow != "spread":
         raise ValueError(f"slow is {slow!r}, expected 'spread' or 'last'")
-    return (np.round(np.linspace(0, frames * duplicates - 1, slow_frames)).astype(int) % frames).tolist()
+    return (np.round(np.linspace(0, count - 1, slow_frames)).astype(int) % frames).tolist()
 
 
 def chosen_frames(frames: int, clip: Mapping[str, Any]) -> list[int]:
@@ -116,7 +132,8 @@ def chosen_frames(frames: int, clip: Mapping[str, Any]) -> list[int]:
 def clip_length(frames: int, patches: int, clip: Mapping[str, Any]) -> int:
     """Tokens that a clip of `frames` frames of `patches` patches takes; `clip` as in HandVLMConfig."""
     frames = len(chosen_frames(frames, clip))
-    return frames * clip.get("duplicates", 1) + clip.get("slow_frames", 4) * patches // clip.get("pool", 2) ** 2
+    count = clip.get("total") or frames * clip.get("duplicates", 1)
+    return count + clip.get("slow_frames", 4) * patches // clip.get("pool", 2) ** 2
 
 
 def reduce_tokens(features: Tensor, reducer: str) -> Tensor:
