@@ -1,7 +1,8 @@
 """`evaluate hoi-qa`: the HOI-QA test files asked of a model, or prediction files scored again without one; strict, or as published.
 
-The predictions are kept in the published form (`predictions.json`, `predictions_ego4d.json`, `predictions_hoi.json`). Under torchrun
-each process answers whole batches of its own, so that any number of processes gives the same files.
+The predictions are kept in the published form (`predictions.json`, `predictions_ego4d.json`, `predictions_hoi.json`). Questions about
+one frame are asked together and its picture is run through the model once (see `vlm.shared_prefix`). Under torchrun each process
+answers whole batches of its own, so that any number of processes gives the same files.
 """
 
 from __future__ import annotations
@@ -92,14 +93,14 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
         )
     if missing:
         logger.warning("%d of %d questions have no frame under %s; they count as wrong", missing, len(items), root)
-    there = there[: options.limit]
+    there = _by_frame(there[: options.limit])
     batches = [there[start : start + options.batch_size] for start in range(0, len(there), options.batch_size)]
     mine = [item for batch in batches[rank::world] for item in batch]
     own = options.out / "answers" / f"{rank}-of-{world}"
     with records.single_writer(own):
         records.claim(own, _settings(options, world))
         model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
-        ask = Asker(model, processor, max_new_tokens=MAX_NEW_TOKENS)
+        ask = Asker(model, processor, max_new_tokens=MAX_NEW_TOKENS, share_prefixes=_can_share(model))
 
         def answer(batch: Sequence[Any]) -> list[dict[str, Any]]:
             picture = [{"type": "image", "image": str(_frame(root, item))} for item in batch]
@@ -114,6 +115,25 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
     return {record["id"]: record["answer"] for file in files for record in records.read_records(file)}
 
 
+def _by_frame(items: Sequence[Any]) -> list[Any]:
+    """The questions of each frame one behind the other, frames in the order of their first."""
+    first: dict[str, int] = {}
+    for item in items:
+        first.setdefault(item.image_path, len(first))
+    return sorted(items, key=lambda item: first[item.image_path])
+
+
+def _can_share(model: Any) -> bool:
+    from vlm.shared_prefix import check_can_share
+
+    try:
+        check_can_share(model)
+    except ValueError as reason:
+        logger.info("every question is computed from its first token on: %s", reason)
+        return False
+    return True
+
+
 def _settings(options: argparse.Namespace, world: int) -> dict[str, Any]:
     """What answers are a function of."""
     from vlm.commands.evaluate import _digest
@@ -122,7 +142,8 @@ def _settings(options: argparse.Namespace, world: int) -> dict[str, Any]:
     model = sorted(p for p in Path(options.model).glob("*") if p.suffix in (".json", ".safetensors", ".jinja"))
     names = ("tags", "limit", "batch_size", "load_in")
     data = _digest([options.data / name for name in TEST_FILES.values()])
-    return {"task": "hoi-qa", "data": data, "model": _digest(model), "processes": world, **{name: getattr(options, name) for name in names}}
+    chosen = {name: getattr(options, name) for name in names}
+    return {"task": "hoi-qa", "order": "by frame", "data": data, "model": _digest(model), "processes": world, **chosen}
 
 
 def _all_done(rank: int) -> bool:

@@ -10,14 +10,29 @@ import torch
 from pose_tools.views import View
 from vlm.answers import BoxAnswer, NoneAnswer, TextAnswer, parse
 from vlm.evaluation.scoring import Reply
+from vlm.shared_prefix import check_can_share, generate_shared, share
 from vlm.templates import STOP_STRINGS
 
 
 class Asker:
-    """Greedy answers of a model, a batch at a time; `tools` are offered to it as schemas."""
+    """Greedy answers of a model, a batch at a time; `tools` are offered to it as schemas.
 
-    def __init__(self, model: Any, processor: Any, *, tools: Sequence[dict[str, Any]] | None = None, max_new_tokens: int = 64) -> None:
-        self.model, self.processor, self.tools = model.eval(), processor, tools
+    With `share_prefixes` what prompts of a batch open with, their picture above all, is computed once (see `vlm.shared_prefix`). The
+    answers are the same but for rounding; ValueError for a model that cannot.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        max_new_tokens: int = 64,
+        share_prefixes: bool = False,
+    ) -> None:
+        if share_prefixes:
+            check_can_share(model)
+        self.model, self.processor, self.tools, self.share_prefixes = model.eval(), processor, tools, share_prefixes
         self.generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
         if stops := STOP_STRINGS.get(processor.template):
             self.generation |= {"stop_strings": list(stops), "tokenizer": processor.tokenizer}
@@ -29,6 +44,11 @@ class Asker:
 
     def generate(self, conversations: Sequence[list[dict[str, Any]]], **more: Any) -> tuple[list[str], list[list[View]], Any]:
         """As `texts`, with the model's whole output; `more` goes to its `generate`."""
+        if self.share_prefixes:
+            prompts = share(self.processor, conversations, self.tools)
+            with torch.inference_mode():
+                output = generate_shared(self.model, prompts, **self.generation, **more)
+            return self.processor.decode_answers(output, prompts.batch), prompts.views, output
         batch = self.processor(list(conversations), tools=self.tools)
         moved = batch.to(self.model.device)
         with torch.inference_mode():
