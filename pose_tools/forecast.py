@@ -24,7 +24,7 @@ def last_position(points: Any, valid: Any, times: Any, future_times: Any) -> np.
     points, valid, _, future, shape = _checked(points, valid, times, future_times)
     steps = valid.shape[1]
     last = steps - 1 - np.argmax(valid[:, ::-1], axis=1)
-    place = np.where(valid.any(1)[:, None], points[np.arange(len(points)), last], np.nan)
+    place = np.where(valid.any(1, keepdims=True), points[np.arange(len(points)), last], np.nan)
     return np.repeat(place[:, None], future.shape[1], axis=1).reshape(shape)
 
 

@@ -101,6 +101,7 @@ pose_tools.views: View letterbox center_crop squash crop
 pose_tools.grounding: format_box parse_boxes
 pose_tools.tool: TOOLS schemas call
 pose_tools.detect: detect_hands HandDetection
+pose_tools.track: track_hands
 pose_tools.types: Box Point Trajectory HandPose BodyPose Camera Media HandSample BodySample
 data.sample: Sample Source
 vlm: HandVLM HandVLMConfig HandVLMProcessor

@@ -149,7 +149,7 @@ class Agent:
             raise ToolError(call.reason)
         if call.name not in self.tools:  # the table may hold more than was offered
             raise ToolError(f"there is no tool {quote(call.name)}; the tools are: {', '.join(self.tools)}")
-        seen = views if len(views) == len(media.images) else None
+        seen = views if len(views) == (len(media.images) or bool(media.frames)) else None  # a clip has one view
         return tool_table.call(call.name, media, call.arguments, views=seen, overlay=self.overlay)
 
     def _tokens(self, result: ToolResult | None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pose_tools.forecast import ACCELERATION, VELOCITY, constant_velocity, kalman, kalman_with_variance, last_position
@@ -171,6 +171,7 @@ def posterior(points, valid, times, model):
     return mean, np.diag(place - gain @ place[later])
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0, 2))
 def test_any_path_has_a_finite_forecast_or_none(seed, steps, step):
     rng = np.random.default_rng(seed)
