@@ -2,8 +2,10 @@
 """A published checkpoint → a HandVLM folder.
 
     python scripts/convert.py vlm4hoi checkpoint_55.pth --llm Llama-2-7b-chat-hf --vision eva_vit_g.pth --out runs/vlm4hoi
+    python scripts/convert.py handsonvlm handsonvlm-7b --out runs/handsonvlm
+    python scripts/convert.py llava-projector mm_projector.bin --out runs/projector.safetensors    # what training starts from
 
-The weights are the user's: this project ships none of them. See `convert.py vlm4hoi --help`.
+The weights are the user's: this project ships none of them. See `convert.py vlm4hoi --help` and so on.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vlm.commands import convert_vlm4hoi
+from vlm.commands import convert_handsonvlm, convert_llava_projector, convert_vlm4hoi
 from vlm.commands.console import run
 
-SYSTEMS = {"vlm4hoi": convert_vlm4hoi}
+SYSTEMS = {"vlm4hoi": convert_vlm4hoi, "handsonvlm": convert_handsonvlm, "llava-projector": convert_llava_projector}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,3 +24,16 @@ def handsonvlm_position_code(points: Tensor, width: int) -> Tensor:
     angle = points.unsqueeze(-1) * (1.0 / 10000**exponent)  # (B, 2, T, xy, C / 2)
     code = torch.cat([angle[..., 0, :].sin(), angle[..., 1, :].cos()], -1)
     return joined_hands(torch.cat([code, code], -1), RIGHT_LEFT_INTERLEAVED)
+
+
+def handsonvlm_reported(points: np.ndarray | None, steps: int = 4) -> np.ndarray:
+    """What HandsOnVLM's evaluation took an answer's points (2, n, 2), hands left, right, fractions of the frame, for: (2, steps, 2).
+
+    Of more than `steps` points the last ones; fewer are followed by the picture's corner (0, 0), and so an answer without any is scored
+    as if it had said that corner.
+    """
+    found = np.zeros((2, 0, 2)) if points is None else np.asarray(points, float)
+    if found.ndim != 3 or found.shape[0] != 2 or found.shape[2] != 2:
+        raise ValueError(f"expected points (2, n, 2), hands left, right, got {found.shape}")
+    found = found[:, ~np.isnan(found).any((0, 2))][:, -steps:]  # steps that were not written are NaN
+    return np.concatenate([found, np.zeros((2, steps - found.shape[1], 2))], 1)

@@ -1,107 +1,160 @@
-"""HandsOnVLM's published checkpoints: what is in them, whether it is whole, and the names it has here.
+"""HandsOnVLM's published checkpoint → HandVLM, for any size.
 
-The tensors are a LLaMA with 101 added token rows, a linear projector, a CLIP tower (inside, or only named), a trajectory head, and five
-modules that nothing ever read (`UNUSED`), which are dropped with a note. Anything else that is missing or left over is refused.
+    tokenizer = load_tokenizer(folder)
+    model = convert(read_model_folder(folder), folder, vision_config, tokenizer)
+    processor = make_processor(tokenizer, model.config)
+
+The model sees 10 frames of a clip, repeated to 100, through CLIP's last layer but one and one linear layer, in 356 tokens; a picture is a
+clip of one frame. `<hand_traj>` stands for one step of both hands, whose points are fractions of the whole frame although the tower sees
+its middle alone. Training loss and sampling are the published ones (`compat`). `<image>` gets the id behind the vocabulary's last row.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import CLIPVisionConfig, PreTrainedConfig
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlamaConfig
 
 from vlm.answers import TRAJECTORY_TOKEN
+from vlm.checkpoints.handsonvlm_keys import TOWER, UNUSED, expected_keys, hand_vlm_tensors, sizes_of, vision_of
 from vlm.checkpoints.reading import model_tensors, not_finite, refuse
-from vlm.model import CheckpointError
-from vlm.trajectory import CVAEHead, MLPHead
+from vlm.checkpoints.vlm4hoi import load_tokenizer, no_init
+from vlm.config import HandVLMConfig
+from vlm.extend import clip_for_processor
+from vlm.model import CheckpointError, HandVLM
+from vlm.processor import HandVLMProcessor
+
+__all__ = [
+    "TOWER", "UNUSED", "add_tokens", "check_tokenizer", "convert", "expected_keys", "hand_vlm_tensors", "llava_projector", "load_tokenizer",
+    "make_processor", "model_config", "tower_tensors",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-Shapes = dict[str, tuple[int, ...]]
-
-PUBLISHED: dict[str, dict[str, int]] = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32101},
-    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40, "vocab_size": 32101},
-}
-CLIP_VIT_L_14 = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "image_size": 224, "patch_size": 14, "num_channels": 3, "hidden_act": "quick_gelu", "projection_dim": 768,
+IMAGE_TOKEN = "<image>"
+STEPS, RATE = 4, 4.0
+"""Points of a path, and how many a second."""
+_TEXT = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+    "hidden_act", "rms_norm_eps", "max_position_embeddings", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
+    "attention_bias", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_ONLY = {
+    "video_compress_mode": "temporal_spatial_pool", "fuse_input_mode": "origin", "mm_use_im_start_end": False,
+    "tie_word_embeddings": False,
 }  # fmt: skip
-UNUSED = ("time_embedding", "hand_traj_positional_embedding.", "bbox_to_feature.", "feat_fusion.", "downproject.")
-"""Modules of the published classes that no forward pass reads."""
-
-_TOWER, _PROJECTOR = "model.vision_tower.vision_tower.vision_model.", "model.mm_projector."
-_HEAD = "hand_traj_decoder.hand_traj_decoder."
-_HEADS: dict[str, tuple[str, type[CVAEHead] | type[MLPHead]]] = {"CVAE": (_HEAD + "cvae.", CVAEHead), "MLP": (_HEAD, MLPHead)}
-_ROPE, _POSITION_IDS = ".self_attn.rotary_emb.inv_freq", "embeddings.position_ids"
+"""What the published program can run; its other settings fail there too, or are remains of experiments."""
 
 
-def expected_keys(config: Any, vision_config: Any = None) -> Shapes:
-    """Every tensor of a published checkpoint: its name there → shape.
+def convert(
+    state_dict: Mapping[str, Any], config: Any, vision_config: Any = None, tokenizer: Any = None, *, compat: str | None = "handsonvlm"
+) -> HandVLM:
+    """A published checkpoint → HandVLM in eval mode, in the checkpoint's own data type.
 
     Args:
-        config: "7b", "13b", a published config.json (path, mapping or PreTrainedConfig): hidden_size, intermediate_size,
-            num_hidden_layers, num_attention_heads, vocab_size; mm_hidden_size, num_key_value_heads, traj_decoder ("CVAE", "MLP").
-            A HandVLMConfig brings its own tower.
-        vision_config: the CLIP tower's, by default ViT-L/14 at 224 pixels.
+        state_dict: all its tensors, names as published, the CLIP tower among them (else add `tower_tensors`).
+        config: its config.json: path, folder, mapping or PreTrainedConfig; or "7b", "13b".
+        vision_config: the tower's, by default CLIP ViT-L/14 at 224 pixels.
+        tokenizer: its tokenizer (object, folder or sentencepiece file), whose ids are checked against the config; None trusts the config.
+        compat: "handsonvlm" trains and samples as published, "handsonvlm_fp32" without rounding states to bfloat16 in the loss, None as
+            new models do, with the same weights.
 
-    Raises ValueError naming what the config lacks.
+    Raises CheckpointError listing every tensor or token id that does not fit, ValueError for a config of another kind.
     """
-    sizes, tower = _sizes(config), _vision(config, vision_config)
-    width, channels = sizes["hidden_size"], tower["hidden_size"]
-    if sizes.get("mm_hidden_size", channels) != channels:
-        raise CheckpointError(f"the checkpoint was made for a vision tower of width {sizes['mm_hidden_size']}, this one has {channels}")
-    return {
-        **_language_shapes(sizes),
-        _PROJECTOR + "weight": (width, channels),
-        _PROJECTOR + "bias": (width,),
-        **{_TOWER + name: shape for name, shape in _tower_shapes(tower)},
-        **_head_shapes(sizes),
-        **_unused_shapes(width),
-    }
+    sizes = sizes_of(config)
+    tensors = hand_vlm_tensors(state_dict, sizes, vision_of(config, vision_config), tower_inside=True)
+    whole = model_config(config, vision_config, compat)
+    if tokenizer is not None:
+        whole.image_token_id = _prepared(tokenizer, sizes)[1]
+    with no_init():
+        model = HandVLM(whole).eval()
+    dtype = tensors["lm_head.weight"].dtype
+    model.load_state_dict({name: value.to(dtype).clone() for name, value in tensors.items()}, assign=True)
+    model.config.dtype = dtype
+    return model
 
 
-def hand_vlm_tensors(
-    state_dict: Mapping[str, Any], config: Any, vision_config: Any = None, *, tower_inside: bool | None = None
-) -> dict[str, Tensor]:
-    """A published checkpoint's tensors under HandVLM's names, checked to be all there; the head under `trajectory_head.`.
-
-    `tower_inside`: whether the checkpoint must (True) or must not (False) bring the CLIP tower; None takes what there is. Raises
-    CheckpointError listing every tensor that is missing, unexpected, mis-shaped or not finite.
-    """
-    tensors, wanted = model_tensors(state_dict), expected_keys(config, vision_config)
-    inside = any(name.startswith(_TOWER) for name in tensors) if tower_inside is None else tower_inside
-    needed = {name for name in wanted if not _may_lack(name) and (inside or not name.startswith(_TOWER))}
-    known = {name: value for name, value in tensors.items() if name in wanted and (inside or not name.startswith(_TOWER))}
-    extra = [name for name in tensors if name not in known and not name.endswith((_ROPE, _POSITION_IDS)) and not name.startswith(UNUSED)]
-    refuse(
-        {
-            "missing": [*(needed - tensors.keys())],
-            "unexpected": extra,
-            "mis-shaped": [
-                f"{name} is {tuple(value.shape)}, expected {wanted[name]}"
-                for name, value in known.items()
-                if tuple(value.shape) != wanted[name] and not name.startswith(UNUSED)
-            ],
-            "not finite": not_finite({name: value for name, value in known.items() if not _may_lack(name)}),
-        },
-        "This is not a whole HandsOnVLM checkpoint of this config and tower",
-        "Give all its shards, its own config.json, and the CLIP tower it was trained with.",
+def model_config(config: Any, vision_config: Any = None, compat: str | None = "handsonvlm") -> HandVLMConfig:
+    """The HandVLMConfig of a published config (arguments as for `convert`). Raises ValueError for settings that were never published."""
+    sizes, tower = sizes_of(config), vision_of(config, vision_config)
+    strange = [f"{name} is {sizes[name]!r}, expected {value!r}" for name, value in _ONLY.items() if sizes.get(name, value) != value]
+    if sizes.get("mm_vision_select_feature", "patch") != "patch":
+        strange.append(f"mm_vision_select_feature is {sizes['mm_vision_select_feature']!r}, expected 'patch'")
+    if strange:
+        raise ValueError(f"HandsOnVLM config: {'; '.join(strange)}; no published model has this")
+    frames, cvae = sizes.get("num_frames", 100), sizes.get("traj_decoder", "CVAE") == "CVAE"
+    options = {"traj_weight": float(sizes.get("lambda_traj", 1.0))} | (
+        {"kl_weight": float(sizes.get("lambda_traj_kl", 1e-3))} if cvae else {}
     )
-    dropped = sorted({next(part for part in UNUSED if name.startswith(part)).rstrip(".") for name in tensors if name.startswith(UNUSED)})
-    if dropped:
-        logger.info("left out, because nothing in the published model reads them: %s", ", ".join(dropped))
-    return {_in_hand_vlm(name): value for name, value in known.items() if not _may_lack(name)}
+    text = _DEFAULTS | {name: sizes[name] for name in _TEXT if sizes.get(name) is not None}
+    return HandVLMConfig(
+        text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**tower), image_token_id=sizes["vocab_size"],
+        image_size=tower["image_size"], image_seq_length=(tower["image_size"] // tower["patch_size"]) ** 2,
+        vision_feature_layer=sizes.get("mm_vision_select_layer", -2), vision_feature_select_strategy="default", projector_type="linear",
+        clip={"slow_frames": 4, "slow": "spread", "pool": 2, "total": frames, "frames": frames, "pictures": True},
+        trajectory={
+            "head": "cvae" if cvae else "mlp", "steps": STEPS, "rate": RATE, "hand_layout": "right_left_interleaved",
+            "position_code": "handsonvlm", "space": "frame", "compat": compat, "weight": float(sizes.get("hoi_lambda", 1.0)),
+            "options": options,
+        },
+        trajectory_token_id=sizes.get("hand_token_id", sizes["vocab_size"] - 1), tie_word_embeddings=False,
+        pad_token_id=text["pad_token_id"], bos_token_id=text["bos_token_id"], eos_token_id=text["eos_token_id"],
+    )  # fmt: skip
+
+
+def make_processor(tokenizer: Any, config: HandVLMConfig, template: str = "vicuna_v1", view: str = "center_crop") -> HandVLMProcessor:
+    """The processor of a converted model.
+
+    Args:
+        tokenizer: the checkpoint's, as an object, a folder or its sentencepiece file; a plain Vicuna's is given the added tokens.
+        config: of the converted model.
+        template: "vicuna_v1" asks as in training, "llava_v0" as the published evaluation did with these checkpoints' names.
+        view: "center_crop" as published; "letterbox" shows the tower the sides of the frame too, which it was not trained on.
+
+    Raises CheckpointError where the ids are not the checkpoint's.
+    """
+    prepared, image_token_id = _prepared(tokenizer, {**sizes_of(config), "hand_token_id": config.trajectory_token_id})
+    if image_token_id != config.image_token_id:
+        raise CheckpointError(f"{IMAGE_TOKEN} is {image_token_id} in the tokenizer, {config.image_token_id} in the model; convert again")
+    return HandVLMProcessor(
+        tokenizer=prepared, image_size=config.image_size, image_seq_length=config.image_seq_length, view=view, interpolation="bicubic",
+        image_token=IMAGE_TOKEN, template=template, clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
+        trajectory_steps=STEPS, trajectory_space="frame",
+    )  # fmt: skip
+
+
+def tower_tensors(source: Any) -> dict[str, Tensor]:
+    """A CLIP vision model (object, folder or name) as the tensors that a checkpoint with the tower inside has."""
+    if not isinstance(source, nn.Module):
+        from transformers import CLIPVisionModel
+
+        source = CLIPVisionModel.from_pretrained(str(source))
+    return {TOWER + name.removeprefix("vision_model."): value for name, value in source.state_dict().items()}
+
+
+def _prepared(tokenizer: Any, sizes: Mapping[str, Any]) -> tuple[Any, int]:
+    """A copy of the tokenizer with the checkpoint's tokens, checked, and `<image>` behind them with its id."""
+    tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else copy.deepcopy(tokenizer)
+    if TRAJECTORY_TOKEN not in tokenizer.get_vocab():
+        logger.info("the tokenizer is a plain one; adding <t0> … and %s behind its %d tokens", TRAJECTORY_TOKEN, len(tokenizer))
+        add_tokens(tokenizer, sizes.get("num_time_tokens", 100))
+    check_tokenizer(tokenizer, sizes)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    return tokenizer, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
 
 def check_tokenizer(tokenizer: Any, config: Any) -> None:
     """Raises CheckpointError unless the tokenizer gives `<t0>` … and `<hand_traj>` the rows that they have in the checkpoint."""
-    sizes = _sizes(config)
+    sizes = sizes_of(config)
     count = sizes.get("num_time_tokens", 100)
     last = sizes.get("hand_token_id", sizes["vocab_size"] - 1)
     first = (sizes.get("time_token_ids") or [last - count])[0]
@@ -132,95 +185,3 @@ def llava_projector(state_dict: Mapping[str, Any], hidden_size: int | None = Non
         raise CheckpointError(f"the projector leads to width {found['weight'].shape[0]}, the language model has {hidden_size}")
     refuse({"not finite": not_finite(found)}, "The projector is damaged", "Fetch it again.")
     return {f"model.multi_modal_projector.linear_1.{name}": value for name, value in found.items()}
-
-
-def _sizes(config: Any) -> dict[str, Any]:
-    if isinstance(config, str) and config.lower() in PUBLISHED:
-        return dict(PUBLISHED[config.lower()])
-    if isinstance(config, (str, Path)):
-        path = Path(config)
-        config = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
-    if isinstance(config, PreTrainedConfig):
-        text = getattr(config, "text_config", None)
-        sizes = (config if text is None else text).to_dict()
-    else:
-        sizes = dict(config)
-    lacking = sorted(set(PUBLISHED["7b"]) - set(sizes))
-    if lacking:
-        raise ValueError(f"HandsOnVLM config: {', '.join(lacking)} missing; give the checkpoint's own config.json, or '7b' or '13b'")
-    if sizes.get("traj_decoder", "CVAE") not in _HEADS:
-        raise ValueError(f"HandsOnVLM config: traj_decoder is {sizes['traj_decoder']!r}, expected one of {', '.join(_HEADS)}")
-    return sizes
-
-
-def _vision(config: Any, vision_config: Any) -> dict[str, Any]:
-    if vision_config is None:
-        vision_config = getattr(config, "vision_config", None)
-    if isinstance(vision_config, PreTrainedConfig):
-        vision_config = getattr(vision_config, "vision_config", vision_config).to_dict()
-    return CLIPVisionConfig(**(CLIP_VIT_L_14 | dict(vision_config or {}))).to_dict()
-
-
-def _language_shapes(sizes: Mapping[str, Any]) -> Shapes:
-    width, inner, rows, heads = (sizes[name] for name in ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads"))
-    head = sizes.get("head_dim") or width // heads
-    keys = head * (sizes.get("num_key_value_heads") or heads)
-    shapes: Shapes = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,), "lm_head.weight": (rows, width)}
-    for layer in range(sizes["num_hidden_layers"]):
-        name = f"model.layers.{layer}."
-        shapes |= {f"{name}self_attn.{side}_proj.weight": (rows, width) for side, rows in (("q", head * heads), ("k", keys), ("v", keys))}
-        shapes[f"{name}self_attn.o_proj.weight"] = (width, head * heads)
-        shapes[f"{name[:-1]}{_ROPE}"] = (head // 2,)
-        shapes |= {f"{name}mlp.{part}_proj.weight": (inner, width) for part in ("gate", "up")}
-        shapes[f"{name}mlp.down_proj.weight"] = (width, inner)
-        shapes |= {f"{name}{part}_layernorm.weight": (width,) for part in ("input", "post_attention")}
-    return shapes
-
-
-def _tower_shapes(tower: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """CLIP's vision model, as transformers names it."""
-    width, inner, patch = tower["hidden_size"], tower["intermediate_size"], tower["patch_size"]
-    yield "embeddings.class_embedding", (width,)
-    yield "embeddings.patch_embedding.weight", (width, tower["num_channels"], patch, patch)
-    yield "embeddings.position_embedding.weight", ((tower["image_size"] // patch) ** 2 + 1, width)
-    layers: Shapes = {f"self_attn.{side}_proj": (width, width) for side in ("k", "v", "q", "out")}
-    layers |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner), "layer_norm1": (width,), "layer_norm2": (width,)}
-    modules: Shapes = {"pre_layrnorm": (width,), "post_layernorm": (width,)}
-    modules |= {f"encoder.layers.{layer}.{name}": shape for layer in range(tower["num_hidden_layers"]) for name, shape in layers.items()}
-    for name, shape in modules.items():
-        yield f"{name}.weight", shape
-        yield f"{name}.bias", shape[:1]
-
-
-def _head_shapes(sizes: Mapping[str, Any]) -> Shapes:
-    import torch
-
-    prefix, head = _HEADS[sizes.get("traj_decoder", "CVAE")]
-    with torch.device("meta"):
-        return {prefix + name: tuple(value.shape) for name, value in head(sizes["hidden_size"] // 2).state_dict().items()}
-
-
-def _unused_shapes(width: int) -> Shapes:
-    features = 1024  # of the pre-extracted hand and object features that an early version took
-    shapes: Shapes = {"time_embedding": (20, width)}
-    linear = {
-        "hand_traj_positional_embedding": (width // 2, 2), "bbox_to_feature.0": (32, 4), "bbox_to_feature.2": (64, 32),
-        "feat_fusion.0": (features, features + 64), "downproject": (features, features),
-    }  # fmt: skip
-    for name, (out, into) in linear.items():
-        shapes |= {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-    return shapes
-
-
-def _may_lack(name: str) -> bool:
-    """Buffers that are made anew, and modules that are not used."""
-    return name.endswith(_ROPE) or name.startswith(UNUSED)
-
-
-def _in_hand_vlm(name: str) -> str:
-    for prefix, ours in ((_TOWER, "model.vision_tower."), (_PROJECTOR, "model.multi_modal_projector.linear_1.")):
-        if name.startswith(prefix):
-            return ours + name.removeprefix(prefix)
-    if name.startswith(_HEAD):
-        return "trajectory_head." + name.removeprefix(_HEAD).removeprefix("cvae.")
-    return name if name == "lm_head.weight" else "model.language_model." + name.removeprefix("model.")

@@ -100,7 +100,7 @@ def convert(state_dict: Mapping[str, Any], llm: Any, vision: Any, config: Any = 
     language |= given.language
 
     model_config = _model_config(skeleton.config, vision_config, options)
-    with _no_init():
+    with no_init():
         model = HandVLM(model_config).eval()
     state = {f"model.vision_tower.{name}": value for name, value in _with_output_norm(tower, given.norm).items()}
     state |= {f"model.multi_modal_projector.linear_1.{name}": value for name, value in given.projector.items()}
@@ -204,7 +204,7 @@ class _Given:
         return found
 
 
-def _no_init() -> Any:
+def no_init() -> Any:
     """Modules made inside get no random numbers: every one of their tensors is replaced."""
     from transformers.initialization import no_init_weights
 
