@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from pose_tools.grounding import DIALECTS
 from vlm.answers import TRAJECTORY_TOKEN
 from vlm.config import HandVLMConfig
 from vlm.extend import add_slots, clip_for_processor
@@ -28,6 +29,8 @@ class BuildSettings:
 
     `language_model`, `vision_tower`: a name or path of pretrained weights, or a config (a mapping with `model_type`) for a fresh one.
     `vision_weights`: a safetensors file with the tower's tensors under `vision_prefix` (the small detector's backbone).
+    `projector_weights`: one with the projector's (`scripts/convert.py llava-projector`). `time_tokens`: so many of `<t0>`, `<t1>` … for
+    moments of a clip.
     `tokenizer`: a name or path; "train" makes one from the training texts. The rest is described in HandVLMConfig and HandVLMProcessor.
     """
 
@@ -37,6 +40,8 @@ class BuildSettings:
     vocab_size: int = 3000
     vision_weights: str | None = None
     vision_prefix: str = "backbone."
+    projector_weights: str | None = None
+    time_tokens: int = 0
     image_size: int = 336
     view: str = "letterbox"
     interpolation: str = "bicubic"
@@ -61,6 +66,7 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
     tokenizer = (
         train_tokenizer(texts, settings.vocab_size) if settings.tokenizer == "train" else AutoTokenizer.from_pretrained(settings.tokenizer)
     )
+    tokenizer.add_tokens([f"<t{number}>" for number in range(settings.time_tokens)])
     add_slots(tokenizer, ["<image>", *map(pose_token, settings.pose_encoders)], settings.trajectory is not None)
 
     language_model = _pretrained(AutoModelForCausalLM, settings.language_model)
@@ -101,10 +107,12 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())
     if settings.vision_weights:
         load_tower(model, settings.vision_weights, settings.vision_prefix)
+    if settings.projector_weights:
+        load_projector(model, settings.projector_weights)
     if language_model is not None:
         _copy_language_model(model, language_model)
     elif config.number_token_ids:
-        smooth_number_rows(model)
+        smooth_number_rows(model, DIALECTS[settings.dialect].steps)
     patches = probe_grid(
         model.model.vision_tower, settings.image_size, settings.vision_feature_layer, settings.vision_feature_select_strategy
     )
@@ -142,14 +150,30 @@ def load_tower(model: HandVLM, path: str | Path, prefix: str) -> None:
     tower.load_state_dict(tensors, strict=False)
 
 
+def load_projector(model: HandVLM, path: str | Path) -> None:
+    """Fills the projector from a safetensors file in HandVLM's names; anything missing, left over or mis-shaped is an error."""
+    prefix = "model.multi_modal_projector."
+    tensors = {name: value.float() for name, value in load_file(path).items()}
+    wanted = {prefix + name: value for name, value in model.model.multi_modal_projector.state_dict().items()}
+    wrong = sorted(wanted.keys() ^ tensors.keys())
+    wrong += [f"{name} is {tuple(v.shape)}" for name, v in tensors.items() if name in wanted and v.shape != wanted[name].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: not this model's projector ({', '.join(wrong)}); choose projector_type and the language model it was trained for"
+        )
+    model.model.multi_modal_projector.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()})
+
+
 @torch.no_grad()
-def smooth_number_rows(model: HandVLM, input_scale: float = 0.1, output_scale: float = 0.05) -> None:
+def smooth_number_rows(model: HandVLM, steps: int = 1000, input_scale: float = 0.1, output_scale: float = 0.05) -> None:
     """Starts the rows of the number tokens as a smooth code of their value, the code that places in the picture have too.
 
-    Neighbouring numbers then begin as neighbours. They stay ordinary trainable rows.
+    `steps`: the number that stands for a whole side of the picture; larger ones are no places and keep their rows. Neighbouring numbers
+    then begin as neighbours. They stay ordinary trainable rows.
     """
     start, count = model.config.number_token_ids
-    values = torch.arange(count, dtype=torch.float32).unsqueeze(-1) / (count - 1)
+    count = min(count, steps + 1)
+    values = torch.arange(count, dtype=torch.float32).unsqueeze(-1) / steps
     for embedding, scale in ((model.get_input_embeddings(), input_scale), (model.get_output_embeddings(), output_scale)):
         weight = embedding.weight
         weight[start : start + count] = scale * fourier_code(values, weight.shape[1]).to(weight)

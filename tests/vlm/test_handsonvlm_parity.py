@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,3 +266,60 @@ def test_a_tower_that_is_only_named_is_added(caplog: pytest.LogCaptureFixture):
     with pytest.raises(CheckpointError, match="mis-shaped: model.vision_tower"):
         convert(named | tower_tensors(other), PUBLISHED, VISION)
     assert "left out" in caplog.text
+
+
+def published_folder(folder: Path, state: dict[str, Tensor]) -> Path:
+    """A checkpoint's folder as it was released: config, tokenizer, two shards with their index."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(PUBLISHED | {"model_type": "handsonvlm"}))
+    shutil.copy(TOKENIZER, folder / "tokenizer.model")
+    names = sorted(state)
+    places = {name: f"pytorch_model-0000{1 + number % 2}-of-00002.bin" for number, name in enumerate(names)}
+    for shard in set(places.values()):
+        torch.save({name: state[name] for name in names if places[name] == shard}, folder / shard)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+def test_convert_on_the_command_line(tmp_path: Path):
+    from scripts import convert as script
+    from vlm.commands.console import CommandError
+
+    tower = CLIPVisionModel(CLIPVisionConfig(**VISION))
+    tower.save_pretrained(tmp_path / "clip")
+    named = {name: value for name, value in weights().items() if "vision_tower" not in name}
+    folder, out = published_folder(tmp_path / "published", named), tmp_path / "out"
+    command = ["handsonvlm", str(folder), "--vision", str(tmp_path / "clip"), "--out", str(out), "--template", "llava_v0"]
+    assert script.main(command) == 0
+    model, processor = HandVLM.from_pretrained(out).eval(), HandVLMProcessor.from_pretrained(out)
+    same = convert(named | tower_tensors(tower), PUBLISHED, VISION, TOKENIZER)
+    batch = processor(clip_of(FRAMES, "Where?"))
+    assert torch.equal(model(**batch).logits, same(**batch).logits) and processor.template == "llava_v0"
+    with pytest.raises(CommandError, match="exists already"):
+        script.main(command)
+    (folder / "config.json").write_text(json.dumps(PUBLISHED))
+    with pytest.raises(CommandError, match="names none; give --vision"):
+        script.main(["handsonvlm", str(folder), "--out", str(tmp_path / "other")])
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_projector_is_converted_and_training_starts_from_it(tmp_path: Path):
+    from scripts import convert as script
+    from vlm.build import BuildSettings, build
+
+    layer = {"model.mm_projector.weight": torch.randn(48, 16), "model.mm_projector.bias": torch.randn(48)}
+    torch.save(layer, tmp_path / "mm_projector.bin")
+    out = tmp_path / "projector.safetensors"
+    assert script.main(["llava-projector", str(tmp_path / "mm_projector.bin"), "--width", "48", "--out", str(out)]) == 0
+    text = {"model_type": "llama", "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    tower = {"model_type": "clip_vision_model"} | VISION
+    settings = BuildSettings(
+        language_model=text, vision_tower=tower, image_size=16, projector_type="linear", projector_weights=str(out), time_tokens=100,
+        trajectory={"head": "cvae", "steps": 4, "rate": 4.0}, clip={"total": 100, "frames": 100, "pictures": True},
+    )  # fmt: skip
+    model, processor = build(settings, ["Where will my hand go?"] * 4)
+    assert torch.equal(model.model.multi_modal_projector.linear_1.weight, layer["model.mm_projector.weight"])
+    times = processor.tokenizer.convert_tokens_to_ids([f"<t{k}>" for k in range(100)])
+    assert times == list(range(times[0], times[0] + 100)) and processor.tokenizer.unk_token_id not in times
+    with pytest.raises(CheckpointError, match="projector"):
+        build(BuildSettings(**{**vars(settings), "projector_type": "mlp"}), ["Where will my hand go?"] * 4)
