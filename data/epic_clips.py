@@ -10,7 +10,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.epic_kitchens import Action, EpicError, clip_frames, observed_frames, read_actions, read_label, trajectory_label
+from data.epic_conversations import WORDINGS, action_question, narration_turns, question_turns, read_paraphrases
+from data.epic_kitchens import (
+    Action,
+    EpicError,
+    clip_frames,
+    frame_path,
+    observed_frames,
+    read_actions,
+    read_label,
+    read_questions,
+    trajectory_label,
+)
 from data.sample import Sample, Source, assistant, user
 from data.synthetic.clip_questions import question
 from pose_tools.body_models.read import UnsafePickleError
@@ -64,8 +75,13 @@ class EpicClips:
         first_uid: rows of the annotation files before this one (validation's uids go on from train's).
         count, rate: observed frames and how many a second; fps of the video; `gap` seconds between the last one and the action.
         steps, step_rate: points of a path and how many a second, after the last observed frame.
+        say_goal: answers give the box of the goal, where it is known, before the path.
         limit: only the first so many clips.
         tolerance: largest share of actions that may be unusable.
+        wording: None asks in our words; "narration", "reasoning" and "action" hold HandsOnVLM's conversations (see
+            `data.epic_conversations`), whose paths count hand by hand, steps outside the frame too.
+        questions: for "reasoning", the file of questions; clips that are not in it are left out.
+        paraphrases: a file of them; with chance `paraphrase_rate` one stands for a narration ("narration", "action").
 
     Raises EpicError when files are missing or too much is unusable, UnsafePickleError for a label with code in it.
     """
@@ -83,10 +99,24 @@ class EpicClips:
         gap: float = 1.0,
         steps: int = 4,
         step_rate: float = 4.0,
+        say_goal: bool = False,
         limit: int | None = None,
         tolerance: float = 0.05,
+        wording: str | None = None,
+        questions: str | Path | None = None,
+        paraphrases: str | Path | None = None,
+        paraphrase_rate: float = 0.5,
     ) -> None:
         self.root = Path(root)
+        if wording not in (None, *WORDINGS) or (wording == "reasoning") != (questions is not None):
+            raise EpicError(
+                f"wording {wording!r} with questions {questions}: wording is one of {', '.join(WORDINGS)} or none, and 'reasoning' alone "
+                "needs its file of questions"
+            )
+        self.wording, self.paraphrase_rate = wording, paraphrase_rate
+        self.questions = {} if questions is None else read_questions(questions)
+        self.paraphrases = {} if paraphrases is None else read_paraphrases(paraphrases)
+        self.say_goal = say_goal
         self.count, self.rate, self.gap, self.fps = count, rate, gap, fps
         self.times = (np.arange(count) - count + 1) / rate
         self.future_times = np.arange(1, steps + 1) / step_rate
@@ -116,7 +146,7 @@ class EpicClips:
         if not (self.root / "clips.jsonl").is_file():
             return {}
         return {
-            action["uid"]: (record, action | {"goal_point": _goal_point(record, action)})
+            action["uid"]: (record, action | {"goal_box": _goal_box(record, action)})
             for record in read_clip_records(self.root)
             for action in record["actions"]
         }
@@ -129,10 +159,19 @@ class EpicClips:
         for members in tqdm(starts.values(), desc=f"{self.root.name} clips", unit="clip", disable=None if len(starts) > 2000 else True):
             if limit is not None and len(clips) >= limit:
                 break
+            if self.questions and not self._is_asked(members[0]):
+                continue
             clip = self._clip(members, known)
             if clip is not None:
                 clips.append(clip)
         return clips
+
+    def _is_asked(self, action: Action) -> bool:
+        try:
+            last = observed_frames(action.start_frame, self.fps, count=self.count, rate=self.rate, gap=self.gap)[-1]
+        except EpicError:
+            return False
+        return frame_path(action.participant_id, action.video_id, last) in self.questions
 
     def _clip(self, members: Sequence[Action], known: dict[int, Any]) -> Clip | None:
         first = members[0]
@@ -178,7 +217,7 @@ class EpicClips:
             logger.warning("%s: %d of %d actions are left out: %s", self.root, lost, actions, reasons)
             if lost > tolerance * actions:
                 raise EpicError(
-                    f"{self.root}: {lost} of {actions} actions cannot be used ({reasons}); at most {tolerance:.0%} may. Complete the folder, "
+                    f"{self.root}: {lost} of {actions} actions cannot be used ({reasons}), more than {tolerance:.0%}. Complete the folder, "
                     "or raise `tolerance`"
                 )
         if not self.clips:
@@ -196,32 +235,52 @@ class EpicClips:
         rng = np.random.default_rng([seed, zlib.crc32(f"{self.root.name}/{row.uid}".encode())])
         side = about.get("side") if about.get("side") in SIDES else None
         both = about.get("kind") == "turn"
-        words = question(row.narration, rng, split, side, name_side=not about.get("nearest", True), plural=both)
         points = action.future
         inside = ((points >= 0) & (points < size)).all(-1)
         valid = action.valid[:, None] & inside
         video = {"type": "video", "video": [str(path) for path in clip.frames], "times": self.times.tolist()}
-        part = {"type": "trajectory", "points": np.where(valid[..., None], points, 0.0), "valid": valid}
+        if self.wording is None:
+            words = question(row.narration, rng, split, side, name_side=not about.get("nearest", True), plural=both)
+            part = {"type": "trajectory", "points": np.where(valid[..., None], points, 0.0), "valid": valid}
+            goal = about.get("goal_box") if self.say_goal else None
+            messages = [user(video, words), assistant(*([{"type": "box", "bbox_xyxy": goal}] if goal else []), part)]
+        else:
+            messages = self._published(clip, action, video, rng)
         dataset, licence = ("synthetic clips", "Apache-2.0") if about else ("epic_kitchens", "CC BY-NC 4.0")
         return Sample(
             id=f"{row.video_id}-{row.uid}",
-            messages=[user(video, words), assistant(part)],
+            messages=messages,
             source=Source(dataset, row.video_id, row.start_frame, licence),
             targets={
                 "kind": "trajectory", "future": points, "valid": valid, "past": clip.past, "past_valid": clip.past_valid,
                 "past_times": self.times, "future_times": self.future_times, "size": size, "narration": row.narration, "side": side,
-                "goal": _goal(about), "goal_point": about.get("goal_point"), "action": about.get("kind"), "start": clip.name,
+                "goal": _goal(about), "goal_point": _middle(about.get("goal_box")), "action": about.get("kind"), "start": clip.name,
                 "phase": about.get("phase"),
             },
         )  # fmt: skip
 
+    def _published(self, clip: Clip, action: ClipAction, video: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+        valid = np.repeat(action.valid[:, None], action.future.shape[1], 1)
+        part = {"type": "trajectory", "points": np.where(valid[..., None], action.future, 0.0), "valid": valid}
+        if self.wording == "reasoning":
+            asked = self.questions[clip.name]
+            return question_turns(asked[int(rng.integers(len(asked)))], video, part, rng)
+        row, others = action.action, self.paraphrases.get(action.action.narration, ())
+        if others and rng.random() < self.paraphrase_rate:
+            row = replace(row, narration=others[int(rng.integers(len(others)))])
+        if self.wording == "action":
+            return question_turns(action_question(row, rng), video, part, rng)
+        return narration_turns(row, video, part, rng)
 
-def _goal_point(record: dict[str, Any], action: dict[str, Any]) -> list[float] | None:
-    """The middle of the goal's box in pixels of the last frame, for evaluation; no question shows it."""
-    if not action["goal"]:
-        return None
-    x1, y1, x2, y2 = record["objects"][action["goal"]["object"]]["bbox_xyxy"]
-    return [(x1 + x2) / 2, (y1 + y2) / 2]
+
+def _goal_box(record: dict[str, Any], action: dict[str, Any]) -> list[float] | None:
+    """The goal's box in pixels of the last frame."""
+    return record["objects"][action["goal"]["object"]]["bbox_xyxy"] if action["goal"] else None
+
+
+def _middle(box: list[float] | None) -> list[float] | None:
+    """Of the goal's box, for evaluation; no question shows it."""
+    return None if box is None else [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
 
 
 def _goal(about: dict[str, Any]) -> str | None:

@@ -97,6 +97,10 @@ CLIP_KINDS = {
             "options": {"hidden": 16, "latent": 8},
         },
     },
+    "observed": {
+        "clip": {"slow_frames": 1, "slow": "last", "pool": 1},
+        "trajectory": {"head": "path", "steps": 4, "rate": 4.0, "observed": "track"},
+    },
     "mlp": {"clip": {"slow_frames": 1}, "trajectory": {"head": "mlp", "steps": 3, "rate": 2.0, "options": {"hidden": 16}}},
 }
 """Kinds of models that read clips and write paths."""

@@ -103,6 +103,8 @@ def _copy(source: HandVLM, target: HandVLM, old: Any, new: Any) -> None:
     """All tensors of the source; of the vocabulary's tables row by row."""
     tables = {id(source.get_input_embeddings().weight), id(source.get_output_embeddings().weight)}
     state = {name: value for name, value in source.state_dict(keep_vars=True).items() if id(value) not in tables}
+    if source.config.trajectory != target.config.trajectory:  # another head, which learns from the beginning
+        state = {name: value for name, value in state.items() if not name.startswith(("trajectory_head.", "model.trajectory_code."))}
     target.load_state_dict(state, strict=False)
     rows = _rows(old, new)
     for before, after in (

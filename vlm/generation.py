@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm.trajectory_decoding import Path, TrajectoryCache, branch, padded, prefix_of
+from vlm.trajectory_observed import observed_hands
 
 MEDIA = ("pixel_values", "pose_tokens", "media_frames", "frame_rows", "trajectories", "trajectory_valid")
 """Inputs that belong to the prompt alone."""
@@ -69,15 +70,16 @@ class PathGeneration:
         settings = self.config.trajectory
         path = Path(self.trajectory_head, settings)
         noise = path.noise(noise, len(input_ids), futures, settings["steps"], next(self.parameters()))
+        observed = observed_hands(input_ids, media["pose_tokens"], self.config)
         if cached:
             if kwargs.get("past_key_values") is not None or kwargs.get("cache_implementation") not in (None, "dynamic"):
                 raise ValueError("a model with a path head keeps its own cache; leave past_key_values and cache_implementation out")
             first = None if noise is None else noise[:, 0]
-            kwargs["past_key_values"] = TrajectoryCache(self.config.text_config, path, self.config.trajectory_token_id, first)
+            kwargs["past_key_values"] = TrajectoryCache(self.config.text_config, path, self.config.trajectory_token_id, first, observed)
         output = super().generate(input_ids=input_ids, **kwargs)
         followed = cached and kwargs.get("num_beams", 1) == 1
         embeds = kwargs["inputs_embeds"] if cached else self.model.embed(input_ids, **media)
-        prompts = _Prompts(embeds, kwargs.get("attention_mask", torch.ones_like(input_ids)), noise, len(output.sequences) // len(input_ids))
+        prompts = _Prompts(embeds, kwargs.get("attention_mask", torch.ones_like(input_ids)), (noise, observed), len(output.sequences) // len(input_ids))
         cache = output.past_key_values if followed else None
         if followed and futures == 1:
             found = self._followed(output.sequences, cache)
@@ -101,7 +103,7 @@ class PathGeneration:
         ]
 
     def _branched(self, row: int, sequences: Tensor, prompts: _Prompts, path: Path, futures: int, cache: Any) -> dict[str, Tensor] | None:
-        embeds, mask, noise = prompts.of(row)
+        embeds, mask, noise, observed = prompts.of(row)
         written = sequences[row, embeds.shape[1] :]
         places = (written == self.config.trajectory_token_id).nonzero().flatten().tolist()
         if not places:
@@ -110,7 +112,7 @@ class PathGeneration:
         if cache is not None:
             known = prefix_of(cache, embeds.shape[1] + places[0], self.config.text_config, row)
         code = None if self.model.trajectory_code is None else lambda points: self.model.trajectory_code(points, None)
-        return branch(self, embeds, mask, written[: places[-1] + 1], path, noise, futures, code, known)
+        return branch(self, embeds, mask, written[: places[-1] + 1], path, noise, futures, code, known, observed)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
@@ -127,9 +129,16 @@ class PathGeneration:
 class _Prompts:
     """The prompt of each row of an output that may hold several rows of one prompt."""
 
-    def __init__(self, embeds: Tensor, mask: Tensor, noise: Tensor | None, copies: int) -> None:
-        self.embeds, self.mask, self.noise, self.copies = embeds, mask, noise, copies
+    def __init__(self, embeds: Tensor, mask: Tensor, others: tuple[Tensor | None, ...], copies: int) -> None:
+        self.embeds, self.mask, self.others, self.copies = embeds, mask, others, copies
 
-    def of(self, row: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def of(self, row: int) -> tuple[Any, ...]:
+        """Embeddings and mask (1, L), the row of its noise, and where its hands were (1, 2, frames, 2)."""
         source = row // self.copies
-        return self.embeds[source : source + 1], self.mask[source : source + 1], None if self.noise is None else self.noise[source]
+        noise, observed = self.others
+        return (
+            self.embeds[source : source + 1],
+            self.mask[source : source + 1],
+            None if noise is None else noise[source],
+            None if observed is None else observed[source : source + 1],
+        )

@@ -19,6 +19,7 @@ from vlm.trajectory import HEADS
 from vlm.trajectory_code import TrajectoryCode, handsonvlm_points
 from vlm.trajectory_decoding import TrajectoryCache
 from vlm.trajectory_loss import path_loss
+from vlm.trajectory_observed import context_width, observed_hands
 from vlm.vision import patch_features, reduce_tokens, set_output_norm_eps, slow_fast_parts
 
 
@@ -242,7 +243,9 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
         self.trajectory_head = None
         if config.trajectory is not None:
             options = config.trajectory.get("options") or {}
-            self.trajectory_head = HEADS[config.trajectory.get("head", "path")](config.text_config.hidden_size // 2, **options)
+            observed = config.trajectory.get("observed")
+            past = context_width(config.pose_encoders[observed]["n_tokens"] // 2) if observed else 0
+            self.trajectory_head = HEADS[config.trajectory.get("head", "path")](config.text_config.hidden_size // 2 + past, **options)
         self.post_init()
 
     @classmethod
@@ -337,7 +340,8 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
             result.loss = losses.sum() / count
             result.losses = {"tokens": result.loss.detach()}
             if self.trajectory_head is not None:
-                path = path_loss(self, hidden, input_ids, labels, trajectories, trajectory_valid, noise, num_hand_steps)
+                observed = None if input_ids is None else observed_hands(input_ids, pose_tokens, self.config)
+                path = path_loss(self, hidden, input_ids, labels, trajectories, trajectory_valid, noise, num_hand_steps, observed)
                 result.trajectories = path.pop("points", None)
                 result.loss = result.loss + path["total"]
                 result.losses |= {f"path_{name}": value.detach() for name, value in path.items() if value.dim() == 0}

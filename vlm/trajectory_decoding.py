@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vlm.trajectory import Head, hand_states
+from vlm.trajectory import Head
+from vlm.trajectory_observed import hand_inputs
 
 Code = Callable[[Tensor], Tensor]
 """Points (B, 2, T, 2) → what is added to the embeddings of their tokens, (B, T, D)."""
@@ -47,10 +48,12 @@ class Path:
             drawn[:, 0] = 0
         return drawn
 
-    def points(self, states: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        """For states (B, D) of one step and noise (B, 2, latent): `points` (B, 2, 2), `spread` (B, 2, 2), `presence` (B, 2)."""
-        hands = hand_states(states.unsqueeze(1), self.layout)
-        found = {"points": self.head.predict(hands, None if noise is None else noise.unsqueeze(2), self.compat)[:, :, 0].float()}
+    def points(self, states: Tensor, noise: Tensor | None, observed: Tensor | None) -> dict[str, Tensor]:
+        """For states (B, D) of one step, noise (B, 2, latent) and where the hands were, (B, 2, frames, 2): `points` (B, 2, 2), `spread`
+        (B, 2, 2), `presence` (B, 2)."""
+        hands, origin = hand_inputs(states.unsqueeze(1), self.layout, observed)
+        points = self.head.predict(hands, None if noise is None else noise.unsqueeze(2), self.compat).float() + origin
+        found = {"points": points[:, :, 0]}
         knows = hasattr(self.head, "spread")
         found["spread"] = self.head.spread(hands)[:, :, 0] if knows else torch.full_like(found["points"], float("nan"))
         found["presence"] = self.head.presence(hands)[:, :, 0] if knows else torch.ones_like(found["points"][..., 0])
@@ -63,10 +66,13 @@ class TrajectoryCache(DynamicCache):
     `steps`: per name of `Path.points`, (B, n, …) with NaN where a row has fewer path tokens; `counts` (B,) how many each has.
     """
 
-    def __init__(self, config: Any, path: Path, token_id: int, noise: Tensor | None = None) -> None:
-        """`noise` (rows, 2, steps or 1, latent) of the first future; its rows are repeated when rows are."""
+    def __init__(
+        self, config: Any, path: Path, token_id: int, noise: Tensor | None = None, observed: Tensor | None = None
+    ) -> None:
+        """`noise` (rows, 2, steps or 1, latent) of the first future, `observed` (rows, 2, frames, 2); their rows are repeated when rows
+        are."""
         super().__init__(config=config)
-        self.path, self.token_id, self.noise = path, token_id, noise
+        self.path, self.token_id, self.noise, self.observed = path, token_id, noise, observed
         self.state: Tensor | None = None
         self.counts: Tensor | None = None
         self.steps: dict[str, Tensor] = {}
@@ -76,8 +82,9 @@ class TrajectoryCache(DynamicCache):
         self.state = states.detach()
         if self.counts is None:
             self.counts = torch.zeros(len(states), dtype=torch.long, device=states.device)
-            if self.noise is not None and len(self.noise) != len(states):
-                self.noise = self.noise.repeat_interleave(len(states) // len(self.noise), 0)
+            self.noise, self.observed = (
+                value if value is None else value.repeat_interleave(len(states) // len(value), 0) for value in (self.noise, self.observed)
+            )
 
     def read(self, token_ids: Tensor) -> Tensor | None:
         """Makes the points of the rows whose chosen token (B,) is a path token; (B, 2, 1, 2) of all rows, None where no row has one."""
@@ -85,7 +92,7 @@ class TrajectoryCache(DynamicCache):
         if self.state is None or self.counts is None or not bool(rows.any()):
             return None
         place = self.counts.clone()
-        found = self.path.points(self.state, self._noise_at(place))
+        found = self.path.points(self.state, self._noise_at(place), self.observed)
         for name, value in found.items():
             kept = self.steps.get(name, value.new_full((len(rows), 0, *value.shape[1:]), float("nan")))
             if int(place[rows].max()) >= kept.shape[1]:
@@ -109,7 +116,7 @@ class TrajectoryCache(DynamicCache):
         if self.state is None or self.counts is None:
             return
         self.state, self.counts = self.state[rows], self.counts[rows]
-        self.noise = None if self.noise is None else self.noise[rows]
+        self.noise, self.observed = (value if value is None else value[rows] for value in (self.noise, self.observed))
         self.steps = {name: value[rows] for name, value in self.steps.items()}
 
 
@@ -123,6 +130,7 @@ def branch(
     futures: int,
     code: Code | None,
     cache: DynamicCache | None = None,
+    observed: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Futures of one row: what it wrote is fed again from its first path token on, with other noise in each future.
 
@@ -132,6 +140,7 @@ def branch(
         new_ids: (n,) what was written behind it, with at least one path token.
         noise: (S, 2, steps or 1, latent) or None; `code`: what points are fed back as, None for nothing.
         cache: of the row, with at least all before the first path token; None computes it.
+        observed: (1, 2, frames, 2) where its hands were.
 
     Returns `points` (S, m, 2, 2), `spread` likewise, `presence` (S, m, 2) for its m path tokens.
     """
@@ -163,12 +172,13 @@ def branch(
     if futures > 1:
         cache.batch_repeat_interleave(futures)
         state = state.repeat_interleave(futures, 0)
+        observed = None if observed is None else observed.expand(futures, -1, -1, -1)
     found: list[dict[str, Tensor]] = []
     for place in range(places[0], places[-1] + 1):
         inputs = words[:, place : place + 1].expand(futures, -1, -1)
         if place in places:
             step = None if noise is None else noise[:, :, min(len(found), noise.shape[2] - 1)]
-            found.append(path.points(state, step))
+            found.append(path.points(state, step, observed))
             if code is not None:
                 inputs = inputs + code(found[-1]["points"].unsqueeze(2)).to(inputs)
         if place < places[-1]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm.trajectory import hand_states
+from vlm.trajectory_observed import context_width, hand_inputs
 
 
 def path_loss(
@@ -19,11 +20,12 @@ def path_loss(
     valid: Tensor | None,
     noise: Tensor | None = None,
     count: Tensor | int | None = None,
+    observed: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Terms of the head's loss on every supervised path of a batch, weighted as the config says.
 
     hidden (B, L, D); input_ids and labels (B, L); trajectories (M, 2, T, 2) of all paths in input_ids, in order; valid (M, 2, T).
-    `count`: valid hand-steps of the global batch. A batch without paths costs zero, but reaches every parameter of the head. As
+    `observed` (B, 2, frames, 2): where each row's hands were (see `vlm.trajectory_observed`). `count`: valid hand-steps of the global batch. A batch without paths costs zero, but reaches every parameter of the head. As
     published (`compat`), a row without a path counts as one of zeros that is not valid; `noise` then has a block for it too. Raises
     ValueError when tokens and paths do not agree.
     """
@@ -31,6 +33,8 @@ def path_loss(
     layout = settings.get("hand_layout", "left_right")
     if trajectories is None or input_ids is None:
         states = hand_states(hidden[:1, :1] * 0, layout)
+        if observed is not None:
+            states = torch.cat([states, states.new_zeros(1, 2, 1, context_width(observed.shape[2]))], -1)
         empty = head.loss(states.float(), states.new_zeros(1, 2, 1, 2).float(), states.new_zeros(1, 2, 1).bool())
         return {name: value * 0 for name, value in empty.items() if name != "points" and value.dim() == 0}
     paths, _, steps, _ = trajectories.shape
@@ -47,11 +51,10 @@ def path_loss(
     blocks = torch.arange(paths, device=hidden.device)
     if settings.get("compat"):
         blocks, (states, trajectories, known) = _with_empty_rows(rows[::steps], len(hidden), (states, trajectories, known))
-    terms = head.loss(
-        hand_states(states, layout), trajectories, known, noise=noise, compat=settings.get("compat"), num_items_in_batch=count
-    )
+    inputs, origin = hand_inputs(states, layout, None if observed is None else observed[rows[::steps]])
+    terms = head.loss(inputs, trajectories - origin, known, noise=noise, compat=settings.get("compat"), num_items_in_batch=count)
     if "points" in terms:
-        terms["points"] = terms["points"][blocks]
+        terms["points"] = (terms["points"] + origin)[blocks]
     weight = settings.get("weight", 1.0)
     return {name: value if name == "points" else weight * value for name, value in terms.items() if name in ("points",) or value.dim() == 0}
 

@@ -11,9 +11,11 @@ from tests.tiny import CLIP_KINDS, tiny, tiny_clips
 from vlm import HandVLM, HandVLMProcessor
 from vlm.answers import Paths, TrajectoryAnswer, Unparsed, parse
 from vlm.trainer import hand_steps
-from vlm.trajectory import PathHead, hand_states
+from vlm.trajectory import PathHead
+from vlm.trajectory_observed import describe, hand_inputs, observed_hands
 
 KINDS = sorted(CLIP_KINDS)
+NO_NOISE, PER_PATH = ("path", "observed", "mlp"), ("path", "observed")
 RNG = np.random.default_rng(3)
 FRAMES = [RNG.integers(0, 255, (60, 90, 3), dtype=np.uint8) for _ in range(5)]
 
@@ -96,7 +98,7 @@ def test_saved_is_reloaded(kind, tmp_path):
     steps = processor.trajectory_steps
     asked = clip([0, 1, 2], points=path(steps))
     first, second = processor(asked, for_training=True), processor_again(asked, for_training=True)
-    noise = None if kind in ("path", "mlp") else torch.randn(1, 2, steps, 8, generator=torch.Generator().manual_seed(0))
+    noise = None if kind in NO_NOISE else torch.randn(1, 2, steps, 8, generator=torch.Generator().manual_seed(0))
     one, two = model(**first, noise=noise), again(**second, noise=noise)
     assert torch.equal(one.loss, two.loss) and float(one.losses["path_traj"]) > 0
 
@@ -109,7 +111,7 @@ def test_packed_loss_is_the_loss_of_each_alone(kind):
     valid[1, -1] = False
     conversations = [clip([0, 1, 2], f"where, number {n}?", path(steps, n), valid) for n in range(3)]
     row = processor.pack(conversations)
-    noise = None if kind in ("path", "mlp") else torch.zeros(3, 2, steps, 8)
+    noise = None if kind in NO_NOISE else torch.zeros(3, 2, steps, 8)
     packed = model(**processor.collate_packed([row]), noise=noise)
     apart = model(**processor(conversations, for_training=True), noise=noise)
     torch.testing.assert_close(packed.loss, apart.loss, atol=1e-5, rtol=1e-5)
@@ -152,7 +154,7 @@ def test_decoding_alone_in_batches_and_by_replay_agree(kind):
     batch = processor(asked)
     steps, latent = processor.trajectory_steps, getattr(model.trajectory_head, "latent", None)
     noise = (
-        None if latent is None else torch.randn(3, 2, 2, 1 if kind == "path" else steps, latent, generator=torch.Generator().manual_seed(1))
+        None if latent is None else torch.randn(3, 2, 2, 1 if kind in PER_PATH else steps, latent, generator=torch.Generator().manual_seed(1))
     )
     script = [20, "p", "p", 21, "p", 1, 22]
     first = written(model, batch, script, noise=None if noise is None else noise[:, :1])
@@ -176,7 +178,7 @@ def test_decoded_points_are_those_of_one_teacher_forced_pass(kind):
     model, processor = tiny_clips(kind)
     batch = processor(clip([0, 1, 2]))
     steps, latent = processor.trajectory_steps, getattr(model.trajectory_head, "latent", None)
-    noise = None if latent is None else torch.zeros(1, 1, 2, 1 if kind == "path" else steps, latent)
+    noise = None if latent is None else torch.zeros(1, 1, 2, 1 if kind in PER_PATH else steps, latent)
     out = written(model, batch, ["p"] * steps, noise=noise)
     points = out.trajectories[:, 0]
     assert not bool(points.isnan().any())
@@ -185,11 +187,9 @@ def test_decoded_points_are_those_of_one_teacher_forced_pass(kind):
     whole = model(input_ids=out.sequences, attention_mask=mask, trajectories=points, trajectory_valid=torch.ones(1, 2, steps).bool(),
                   output_hidden_states=True, **inputs)  # fmt: skip
     states = whole.hidden_states[-1][:, -steps - 1 : -1]
-    again = model.trajectory_head.predict(
-        hand_states(states, model.config.trajectory.get("hand_layout", "left_right")),
-        None if noise is None else noise[:, 0],
-        model.config.trajectory.get("compat"),
-    )
+    observed = observed_hands(batch["input_ids"], batch["pose_tokens"], model.config)
+    hands, origin = hand_inputs(states, model.config.trajectory.get("hand_layout", "left_right"), observed)
+    again = origin + model.trajectory_head.predict(hands, None if noise is None else noise[:, 0], model.config.trajectory.get("compat"))
     torch.testing.assert_close(again, points, atol=1e-5, rtol=1e-4)
 
 
@@ -293,3 +293,19 @@ def test_path_head_learns_points_spread_and_presence():
     assert float(error.detach()) < 0.03
     assert 0.02 < float(head.spread(states)[valid].mean().detach()) < 0.08
     assert float(((head.presence(states) > 0.5) == valid).float().mean()) > 0.95
+
+
+def test_a_path_moves_with_the_hand_that_was_seen():
+    """An untrained head says next to nothing: the hand stays where it was last seen, whatever was seen before."""
+    model, processor = tiny_clips("observed")
+    with torch.no_grad():
+        for value in model.trajectory_head.layers[-1].parameters():
+            value.zero_()
+    centres = observed_hands(*(processor(clip([0, 1, 2]))[name] for name in ("input_ids", "pose_tokens")), model.config)
+    _, origin = describe(centres)
+    out = written(model, processor(clip([0, 1, 2])), ["p"] * 4)
+    torch.testing.assert_close(out.trajectories[0, 0, 0], origin[0, 0].expand(4, 2))
+    torch.testing.assert_close(out.trajectories[0, 0, 1], torch.full((4, 2), 0.5))  # a right hand was never seen
+    late = centres.clone()
+    late[:, :, -1] = float("nan")
+    torch.testing.assert_close(describe(late)[1][0, 0], centres[0, 0, -2])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pose_tools.views import View
-from vlm.answers import Paths, TextAnswer, TrajectoryAnswer, parse
+from vlm.answers import BoxAnswer, Paths, TextAnswer, TrajectoryAnswer, parse
 from vlm.evaluation.asking import Asker
 from vlm.evaluation.trajectory_scoring import PathReply
 
@@ -50,11 +50,11 @@ class PathAsker:
 def path_reply(text: str, view: View, dialect: str, paths: Paths | None) -> PathReply:
     """What a model's text and points say, in the original pixels of `view`, the clip's last frame.
 
-    Anything but words and one path of `paths.steps` steps is no answer.
+    Anything but words, boxes (the goal's) and one path of `paths.steps` steps is no answer.
     """
     answers = parse(text, view, dialect, paths)
     said = [answer for answer in answers if isinstance(answer, TrajectoryAnswer)]
-    others = [answer for answer in answers if not isinstance(answer, (TrajectoryAnswer, TextAnswer))]
+    others = [answer for answer in answers if not isinstance(answer, (TrajectoryAnswer, TextAnswer, BoxAnswer))]
     if others or len(said) != 1:
         reason = getattr(others[0], "reason", type(others[0]).__name__) if others else f"{len(said)} paths, expected one"
         return PathReply(None, output=text, reason=reason)
