@@ -111,8 +111,9 @@ def same_batch(
         raise ValueError(f"betas has shape {tuple(betas.shape)}: expected (B, {num_betas})")
     if transl.ndim != 2 or transl.shape[1] != 3:
         raise ValueError(f"transl has shape {tuple(transl.shape)}: expected (B, 3)")
-    sizes = (len(root), len(others), len(betas), len(transl))
-    if len(set(sizes)) > 1:
+    count = others.shape[0]
+    if not (root.shape[0] == count == betas.shape[0] == transl.shape[0]):
+        sizes = (len(root), len(others), len(betas), len(transl))
         batch = 0 if 0 in sizes else max(sizes)
         if any(size not in (1, batch) for size in sizes):
             raise ValueError("batch sizes differ: global_orient {}, pose {}, betas {}, transl {}".format(*sizes))

@@ -40,17 +40,18 @@ class SkinnedModel(nn.Module):
         rest_dirs = np.einsum("jv,vck->kjc", regressor, shape)
         blend = np.concatenate([shape, pose], 2).transpose(2, 1, 0)
         values = {
-            "template": template.T.reshape(-1),
+            "template": (template - pose.reshape(*pose.shape[:2], -1, 9) @ np.eye(3).ravel() @ np.ones(len(order) - 1)).T.reshape(-1),
             "blend": blend.reshape(len(blend), -1),
             "joints_at_rest": rest.reshape(-1),
             "joint_dirs": np.concatenate([rest_dirs, np.zeros_like(rest_dirs[:, :, :1])], 2).reshape(len(rest_dirs), -1),
             "weights": _dense(arrays["weights"]).T[order],
-            "identity": np.eye(3),
             "bottom": np.tile([0.0, 0.0, 0.0, 1.0], (1, len(order), 1, 1)),
         }
         for name, value in values.items():
             self.register_buffer(name, torch.tensor(np.ascontiguousarray(value), dtype=torch.float32), persistent=False)
-        numbers = {"faces": np.asarray(arrays["f"]).astype(np.int64), "by_level": np.array(order), "place": np.argsort(order)}
+        place = np.argsort(order)
+        numbers = {"faces": np.asarray(arrays["f"]).astype(np.int64), "by_level": np.array(order), "place": place}
+        numbers["parent_places"] = place[[parents[j] for j in order[1:]]]
         for name, value in numbers.items():
             self.register_buffer(name, torch.tensor(value), persistent=False)
         self._constants: skinning.Arrays | None = None

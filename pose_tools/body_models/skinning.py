@@ -14,16 +14,19 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-_SLICE = 1 << 18
-"""Floats of blended transforms held at a time: what fits the second-level cache."""
+_SLICE = 1 << 17
+"""Floats of blended transforms held at a time: half of what fits the second-level cache."""
+_BLOCK = 128
+"""Hands or bodies whose shape and pose directions are multiplied at a time: each pass reads all of the directions."""
 
 
 class Arrays(NamedTuple):
     """A model's constants. The joints are in the order of the tree's levels, the vertices channel-major (all x, all y, all z).
 
-    `template` (3V,); `blend` (n + 9(J − 1), 3V) shape and pose directions; `joints_at_rest` (4J,) and `joint_dirs` (n, 4J)
-    homogeneous, (x, y, z, 1) and (dx, dy, dz, 0); `weights` (J, V); `identity` (3, 3); `bottom` (1, J, 1, 4) rows (0, 0, 0, 1);
-    int64 `by_level` (J,) the file's joints in the order of the levels, `place` (J,) its inverse.
+    `template` (3V,) for rotation entries of zero, since the directions multiply R, not R − I; `blend` (n + 9(J − 1), 3V) shape and
+    pose directions; `joints_at_rest` (4J,) and `joint_dirs` (n, 4J) homogeneous, (x, y, z, 1) and (dx, dy, dz, 0); `weights` (J, V);
+    `bottom` (1, J, 1, 4) rows (0, 0, 0, 1); int64 `by_level` (J,) the file's joints in the order of the levels, `place` (J,) its
+    inverse, `parent_places` (J − 1,) the places of the parents of all joints but the root.
     """
 
     template: torch.Tensor
@@ -31,10 +34,10 @@ class Arrays(NamedTuple):
     joints_at_rest: torch.Tensor
     joint_dirs: torch.Tensor
     weights: torch.Tensor
-    identity: torch.Tensor
     bottom: torch.Tensor
     by_level: torch.Tensor
     place: torch.Tensor
+    parent_places: torch.Tensor
 
 
 class Tree(NamedTuple):
@@ -64,30 +67,45 @@ def pose_and_skin(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Vertices (B, V, 3) and joints (B, J, 3) from `rotations` (B, J, 3, 3) relative to the parents, `betas` (B, n) and `transl`
     (B, 3). Differentiable once, in all three."""
-    return _Skinned.apply(rotations, betas, transl, arrays, tree)
+    if torch.is_grad_enabled() and (rotations.requires_grad or betas.requires_grad or transl.requires_grad):
+        return _Skinned.apply(rotations, betas, transl, arrays, tree)
+    return _forward(rotations, betas, transl, arrays, tree, keep=False)[:2]
+
+
+def _forward(rotations, betas, transl, arrays: Arrays, tree: Tree, keep: bool):
+    """Vertices, joints, and what the backward pass needs."""
+    batch, count = rotations.shape[:2]
+    rotations = rotations.index_select(1, arrays.by_level)
+    feature = torch.cat([betas, rotations[:, 1:].flatten(1)], 1)
+    centres = torch.addmm(arrays.joints_at_rest, betas, arrays.joint_dirs).view(-1, 4, 1)
+    point = centres[:, :3]
+    shift = torch.baddbmm(point, rotations.view(-1, 3, 3), point, alpha=-1)
+    shift = shift.view(batch, count, 3, 1)
+    shift[:, 0, :, 0].add_(transl)  # not +=, which writes the view back once more
+    local = torch.cat([torch.cat([rotations, shift], 3), arrays.bottom.expand(batch, -1, -1, -1)], 2)
+    own = local.split(tree.sizes, 1)
+    parts = [own[0]]
+    for mine, parents in zip(own[1:], tree.parents, strict=True):
+        parts.append(_product(parts[-1] if parents is None else parts[-1][:, parents], mine))
+    world = torch.cat(parts, 1)[:, :, :3]
+    joints = torch.bmm(world.flatten(0, 1), centres).view(batch, count, 3).index_select(1, arrays.place)
+    vertices, rest = _skin(feature, world, arrays, keep)
+    return vertices, joints, (rotations, centres, local, world, rest)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a` (B, n | 1, i, k) @ `b` (B, n, k, l): for one hand a third of the time of `@`."""
+    if a.shape[1] != b.shape[1]:
+        a = a.expand(-1, b.shape[1], -1, -1)
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).view(*b.shape[:2], a.shape[2], b.shape[3])
 
 
 class _Skinned(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rotations, betas, transl, arrays: Arrays, tree: Tree):
-        batch, count = rotations.shape[:2]
-        rotations = rotations.index_select(1, arrays.by_level)
-        feature = torch.cat([betas, (rotations[:, 1:] - arrays.identity).flatten(1)], 1)
-        centres = torch.addmm(arrays.joints_at_rest, betas, arrays.joint_dirs).view(batch, count, 4, 1)
-        point = centres[:, :, :3]
-        local = torch.cat([torch.cat([rotations, point - rotations @ point], 3), arrays.bottom.expand(batch, -1, -1, -1)], 2)
-        local[:, 0, :3, 3] += transl
-        own = local.split(tree.sizes, 1)
-        parts = [own[0]]
-        for mine, parents in zip(own[1:], tree.parents, strict=True):
-            parts.append((parts[-1] if parents is None else parts[-1][:, parents]) @ mine)
-        world = torch.cat(parts, 1)[:, :, :3]
-        joints = (world @ centres).squeeze(-1).index_select(1, arrays.place)
-        keep = any(ctx.needs_input_grad)
-        vertices, rest = _skin(feature, world, arrays, keep)
-        if keep:
-            ctx.save_for_backward(rotations, centres, local, world, rest)
-            ctx.arrays, ctx.tree = arrays, tree
+        vertices, joints, needed = _forward(rotations, betas, transl, arrays, tree, keep=True)
+        ctx.save_for_backward(*needed)
+        ctx.arrays, ctx.tree = arrays, tree
         return vertices, joints
 
     @staticmethod
@@ -97,82 +115,108 @@ class _Skinned(torch.autograd.Function):
         arrays = ctx.arrays
         batch, count = rotations.shape[:2]
         grad_feature, grad_world = _skin_backward(grad_vertices, rest, world, arrays)
-        grad_joints = grad_joints.index_select(1, arrays.by_level).unsqueeze(-1)
-        grad_world += grad_joints * centres.transpose(2, 3)
-        grad_local = _chain_backward(grad_world, local, world, ctx.tree)
+        grad_joints = grad_joints.index_select(1, arrays.by_level).view(-1, 3, 1)
+        grad_world = torch.baddbmm(grad_world.flatten(0, 1), grad_joints, centres.transpose(1, 2)).view(batch, count, 3, 4)
+        grad_local = _chain_backward(grad_world, local, world, arrays, ctx.tree).view(-1, 3, 4)
         grad_shift = grad_local[..., 3:]
-        grad_rotations = torch.addcmul(grad_local[..., :3], grad_shift, centres[:, :, :3].transpose(2, 3), value=-1)
+        grad_rotations = torch.baddbmm(grad_local[..., :3], grad_shift, centres[:, :3].transpose(1, 2), alpha=-1).view(batch, count, 3, 3)
         shapes = len(arrays.joint_dirs)
-        grad_rotations[:, 1:] += grad_feature[:, shapes:].view(batch, count - 1, 3, 3)
+        grad_rotations[:, 1:].add_(grad_feature[:, shapes:].view(batch, count - 1, 3, 3))
         # A rest position enters through its own shift, c − R c, and as the point the joint's transform moves.
-        grad_centres = world.transpose(2, 3) @ grad_joints
-        grad_centres[:, :, :3] += grad_shift - rotations.transpose(2, 3) @ grad_shift
-        grad_betas = torch.addmm(grad_feature[:, :shapes], grad_centres.flatten(1), arrays.joint_dirs.T)
-        return grad_rotations.index_select(1, arrays.place), grad_betas, grad_shift[:, 0, :, 0], None, None
+        grad_centres = torch.bmm(world.flatten(0, 1).transpose(1, 2), grad_joints)
+        grad_centres[:, :3].add_(torch.baddbmm(grad_shift, rotations.view(-1, 3, 3).transpose(1, 2), grad_shift, alpha=-1))
+        grad_betas = torch.addmm(grad_feature[:, :shapes], grad_centres.view(batch, -1), arrays.joint_dirs.T)
+        grad_transl = grad_shift.view(batch, count, 3)[:, 0]
+        return grad_rotations.index_select(1, arrays.place), grad_betas, grad_transl, None, None
 
 
-def _chain_backward(grad: torch.Tensor, local: torch.Tensor, world: torch.Tensor, tree: Tree) -> torch.Tensor:
+def _chain_backward(grad: torch.Tensor, local: torch.Tensor, world: torch.Tensor, arrays: Arrays, tree: Tree) -> torch.Tensor:
     """Gradients of the joints' own transforms (B, J, 3, 4), from those of the world transforms `grad` (B, J, 3, 4), which are used up."""
-    grads, own, turns = (
-        grad.split(tree.sizes, 1),
-        local.transpose(2, 3).split(tree.sizes, 1),
-        world[..., :3].transpose(2, 3).split(tree.sizes, 1),
-    )
-    parts = []
+    grads, own = grad.split(tree.sizes, 1), local.transpose(2, 3).split(tree.sizes, 1)
     for depth in range(len(tree.parents), 0, -1):
         parents, above = tree.parents[depth - 1], grads[depth - 1]
-        turn = turns[depth - 1]
-        parts.append((turn if parents is None else turn[:, parents]) @ grads[depth])
-        up = grads[depth] @ own[depth]
+        up = _product(grads[depth], own[depth])
         if parents is not None:
             above.index_add_(1, torch.tensor(parents, device=up.device), up)
         else:
-            above += up if above.shape[1] == up.shape[1] else up.sum(1, keepdim=True)
-    return torch.cat([grads[0], *reversed(parts)], 1)
+            above.add_(up if above.shape[1] == up.shape[1] else up.sum(1, keepdim=True))
+    turns = world.index_select(1, arrays.parent_places)[..., :3].transpose(2, 3)
+    return torch.cat([grads[0], _product(turns, grad[:, 1:])], 1)
 
 
-def _slices(batch: int, vertices: int, device: torch.device) -> list[slice]:
-    step = max(1, _SLICE // (12 * vertices)) if device.type == "cpu" else max(1, batch)
-    return [slice(i, min(i + step, batch)) for i in range(0, batch, step)]
+def _slices(batch: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, batch)) for i in range(0, batch, size)]
+
+
+def _sizes(batch: int, vertices: int, device: torch.device) -> tuple[int, int]:
+    """How many hands or bodies to blend, and to skin, at a time."""
+    if device.type != "cpu":
+        return max(1, batch), max(1, batch)
+    return min(_BLOCK, max(1, batch)), min(max(1, _SLICE // (12 * vertices)), max(1, batch))
 
 
 def _skin(feature: torch.Tensor, world: torch.Tensor, arrays: Arrays, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Vertices (B, V, 3), and the posed rest shapes (B, 3, V), which are only kept whole for a backward pass."""
-    batch, (joints, count) = len(feature), arrays.weights.shape
+    batch, (joints, count) = feature.shape[0], arrays.weights.shape
     flat = world.flatten(2).transpose(1, 2).reshape(-1, joints)
+    block, most = _sizes(batch, count, feature.device)
+    if batch <= most:
+        rest = torch.addmm(arrays.template, feature, arrays.blend).view(-1, 3, count)
+        return _carried(rest, torch.mm(flat, arrays.weights)).transpose(1, 2).contiguous(), rest
     vertices = feature.new_empty(batch, count, 3)
-    slices = _slices(batch, count, feature.device)
-    most = slices[0].stop if slices else 0
-    kept = feature.new_empty(batch if keep else most, 3 * count)
+    kept = feature.new_empty(batch if keep else block, 3 * count)
     blended, moved = feature.new_empty(12 * most, count), feature.new_empty(most, 3, count)
-    for part in slices:
-        size = part.stop - part.start
-        rest = torch.addmm(arrays.template, feature[part], arrays.blend, out=kept[part] if keep else kept[:size])
-        x, y, z = rest.view(size, 1, 3, count).unbind(2)
-        t = torch.mm(flat[12 * part.start : 12 * part.stop], arrays.weights, out=blended[: 12 * size])
-        tx, ty, tz, shift = t.view(size, 3, 4, count).unbind(2)
-        row = torch.addcmul(shift, tx, x, out=moved[:size]).addcmul_(ty, y).addcmul_(tz, z)
-        vertices[part] = row.transpose(1, 2)
+    for outer in _slices(batch, block):
+        rest = kept[outer] if keep else kept[: outer.stop - outer.start]
+        torch.addmm(arrays.template, feature[outer], arrays.blend, out=rest)
+        for inner in _slices(len(rest), most):
+            first, size = outer.start + inner.start, inner.stop - inner.start
+            t = torch.mm(flat[12 * first : 12 * (first + size)], arrays.weights, out=blended[: 12 * size])
+            row = _carried(rest[inner].view(size, 3, count), t, moved[:size])
+            vertices[first : first + size] = row.transpose(1, 2)
     return vertices, kept.view(-1, 3, count)
+
+
+def _carried(rest: torch.Tensor, blended: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Points `rest` (B, 3, V) moved by their blended transforms (B·12, V): (B, 3, V)."""
+    x, y, z = rest.unsqueeze(1).unbind(2)
+    tx, ty, tz, shift = blended.view(-1, 3, 4, blended.shape[1]).unbind(2)
+    return torch.addcmul(shift, tx, x, out=out).addcmul_(ty, y).addcmul_(tz, z)
 
 
 def _skin_backward(grad: torch.Tensor, rest: torch.Tensor, world: torch.Tensor, arrays: Arrays) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the features (B, n + 9(J − 1)) and of the world transforms (B, J, 3, 4)."""
     batch, (joints, count) = len(rest), arrays.weights.shape
     flat = world.flatten(2).transpose(1, 2).reshape(-1, joints)
-    grad_flat = torch.empty_like(flat)
-    grad_feature = rest.new_empty(batch, len(arrays.blend))
-    slices = _slices(batch, count, rest.device)
-    most = slices[0].stop if slices else 0
-    scratch = rest.new_empty(most, 3, 4, count)
-    for part in slices:
-        size = part.stop - part.start
-        rows, work = grad[part].transpose(1, 2).contiguous(), scratch[:size]
-        t = torch.mm(flat[12 * part.start : 12 * part.stop], arrays.weights, out=work.view(-1, count)).view(size, 3, 4, count)
-        pulled = torch.mul(t[:, 0, :3], rows[:, None, 0])
-        pulled.addcmul_(t[:, 1, :3], rows[:, None, 1]).addcmul_(t[:, 2, :3], rows[:, None, 2])
-        torch.mm(pulled.view(size, -1), arrays.blend.T, out=grad_feature[part])
-        torch.mul(rows[:, :, None], rest[part, None], out=work[:, :, :3])
-        work[:, :, 3] = rows
-        torch.mm(work.view(-1, count), arrays.weights.T, out=grad_flat[12 * part.start : 12 * part.stop])
+    block, most = _sizes(batch, count, rest.device)
+    if batch <= most:
+        rows = grad.transpose(1, 2).contiguous().unsqueeze(2)
+        t = torch.mm(flat, arrays.weights).view(batch, 3, 4, count)
+        pulled = (rows * t[:, :, :3]).sum(1)
+        grad_feature = torch.mm(pulled.view(batch, -1), arrays.blend.T)
+        grad_flat = torch.mm(torch.cat([rows * rest.unsqueeze(1), rows], 2).view(-1, count), arrays.weights.T)
+    else:
+        grad_feature, grad_flat = _skin_backward_sliced(grad, rest, flat, arrays, block, most)
     return grad_feature, grad_flat.view(batch, 12, joints).transpose(1, 2).reshape(batch, joints, 3, 4)
+
+
+def _skin_backward_sliced(
+    grad: torch.Tensor, rest: torch.Tensor, flat: torch.Tensor, arrays: Arrays, block: int, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in slices of `most`, into arrays made once: gradients of the features and of `flat` (12B, J)."""
+    batch, count = len(rest), rest.shape[2]
+    grad_flat, grad_feature = torch.empty_like(flat), rest.new_empty(batch, len(arrays.blend))
+    scratch, pulled = rest.new_empty(most, 3, 4, count), rest.new_empty(block, 3, count)
+    for outer in _slices(batch, block):
+        for inner in _slices(outer.stop - outer.start, most):
+            first, size = outer.start + inner.start, inner.stop - inner.start
+            part, rows_of_flat = slice(first, first + size), slice(12 * first, 12 * (first + size))
+            rows, work = grad[part].transpose(1, 2).contiguous(), scratch[:size]
+            t = torch.mm(flat[rows_of_flat], arrays.weights, out=work.view(-1, count)).view(size, 3, 4, count)
+            pull = torch.mul(t[:, 0, :3], rows[:, None, 0], out=pulled[inner])
+            pull.addcmul_(t[:, 1, :3], rows[:, None, 1]).addcmul_(t[:, 2, :3], rows[:, None, 2])
+            torch.mul(rows[:, :, None], rest[part, None], out=work[:, :, :3])
+            work[:, :, 3] = rows
+            torch.mm(work.view(-1, count), arrays.weights.T, out=grad_flat[rows_of_flat])
+        torch.mm(pulled[: outer.stop - outer.start].view(-1, 3 * count), arrays.blend.T, out=grad_feature[outer])
+    return grad_feature, grad_flat

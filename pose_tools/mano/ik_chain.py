@@ -133,8 +133,7 @@ def _pose(hand: Hand, state: State) -> _Posed:
         worlds.append(turn), places.append(here)
     world = torch.cat([state.root[:, None], torch.stack(worlds, 2).flatten(1, 2)], 1)
     joints = torch.cat([wrist[:, None], torch.stack(places, 2).flatten(1, 2)], 1)
-    feature = rotations - torch.eye(3, dtype=rotations.dtype, device=rotations.device)
-    flesh = feature.flatten(1) @ hand.tip_blend.flatten(0, 1) + state.betas @ hand.tip_dirs.flatten(1)
+    flesh = rotations.flatten(1) @ hand.tip_blend.flatten(0, 1) + state.betas @ hand.tip_dirs.flatten(1)
     flesh = hand.tips + flesh.view(batch, 5, 3)
     carried = (flesh[:, None] - rest[:, :, None]) @ world.transpose(2, 3) + joints[:, :, None]
     return _Posed(rotations, jacobians, world, torch.stack(parents, 2).flatten(1, 2), joints, hand.weights[..., None] * carried)
