@@ -87,7 +87,7 @@ class FreiHAND(HandSet):
         return HandSample(
             image=NO_PICTURE,
             side="right",
-            bbox_xyxy=box_of(project(vertices, intrinsics) if vertices is not None else joints_2d),
+            bbox_xyxy=box_of(joints_2d),  # of the joints, whether the mesh was read or not: crops must not depend on that
             intrinsics=intrinsics,
             joints_2d=joints_2d,
             joints_3d=joints,

@@ -66,12 +66,13 @@ def describe(
 
 def _estimates(picture: np.ndarray, found: Sequence[detect.HandDetection], camera: np.ndarray) -> list[tuple[EstimatedHand, str]]:
     """For each hand its estimate and what it comes from: "network" or "landmarks", whichever re-projects better."""
-    from pose_tools.mano.estimate import HandInPicture, estimate
+    from pose_tools.mano.estimate import HandInPicture, estimate, joints_box
     from pose_tools.mano.loading import load_regressor
 
     if not found:
         return []
-    places = [HandInPicture(picture, np.asarray(one.bbox_xyxy, float), one.side, camera) for one in found]
+    boxes = [joints_box(one.bbox_xyxy) if one.keypoints_2d is None else box_of(one.keypoints_2d) for one in found]
+    places = [HandInPicture(picture, box, one.side, camera) for box, one in zip(boxes, found, strict=True)]
     answers = []
     for place, one, network in zip(places, found, estimate(load_regressor(), places), strict=True):
         landmarks = one.keypoints_2d
@@ -79,6 +80,12 @@ def _estimates(picture: np.ndarray, found: Sequence[detect.HandDetection], camer
             landmarks = network.key_points
         answers.append((network, "network") if landmarks is None else _better(place, np.asarray(landmarks, float), network))
     return answers
+
+
+def box_of(points: np.ndarray) -> np.ndarray:
+    """The tight box (4,) xyxy of points (N, 2), at least a pixel wide and high."""
+    low, high = np.asarray(points, float).min(0), np.asarray(points, float).max(0)
+    return np.concatenate([low, np.maximum(high, low + 1)])
 
 
 def _better(place: HandInPicture, landmarks: np.ndarray, network: EstimatedHand) -> tuple[EstimatedHand, str]:

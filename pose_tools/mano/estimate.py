@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HandInPicture:
-    """A hand's place in a picture: RGB uint8 (H, W, 3), box (4,) xyxy pixels, side, and the camera (3, 3) pixels."""
+    """A hand's place in a picture: RGB uint8 (H, W, 3), box of the joints (4,) xyxy pixels, side, and the camera (3, 3) pixels."""
 
     image: np.ndarray
     bbox_xyxy: np.ndarray
@@ -42,6 +42,16 @@ class EstimatedHand:
     vertices: np.ndarray
     key_points: np.ndarray
     expected_mm: float
+
+
+OUTLINE = 1.19
+"""A hand's outline is so many times as large as the box of its joints (mean of 1,000 synthetic hands)."""
+
+
+def joints_box(outline_xyxy: np.ndarray) -> np.ndarray:
+    """The box of the joints (4,), which regressors are trained with, from that of the whole hand, which detectors give: xyxy pixels."""
+    low, high = np.asarray(outline_xyxy, float).reshape(2, 2)
+    return np.concatenate([(low + high) / 2 - (high - low) / (2 * OUTLINE), (low + high) / 2 + (high - low) / (2 * OUTLINE)])
 
 
 @torch.inference_mode()

@@ -127,13 +127,14 @@ def _predictor(options: argparse.Namespace, models: Any) -> Any:
 
 
 def _detected(sample: HandSample) -> np.ndarray | None:
-    """The detector's box that overlaps the true one most, None where there is none."""
+    """The joints' box after the detector's that overlaps the true one most, None where there is none."""
     from pose_tools.detect import detect_hands
+    from pose_tools.mano.estimate import joints_box
     from pose_tools.metrics import box_iou
 
     boxes = [np.asarray(hand.bbox_xyxy, float) for hand in detect_hands(sample.image)]
     overlaps = [float(box_iou(box, sample.bbox_xyxy)) for box in boxes]
-    return boxes[int(np.argmax(overlaps))] if overlaps and max(overlaps) >= FAR else None
+    return joints_box(boxes[int(np.argmax(overlaps))]) if overlaps and max(overlaps) >= FAR else None
 
 
 def _read(options: argparse.Namespace, hands: Any) -> tuple[Any, list[Any]]:
