@@ -29,4 +29,5 @@ def test_ways_are_interleaved():
 
 def test_synthetic(capsys):
     assert bench.main(["synthetic", "--count", "3", "--rounds", "1", "--size", "48", "--workers", "1"]) == 0
-    assert re.search(r"CPU time: [0-9.]+ ms a picture", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"CPU time: [0-9.]+ ms a {unit}", printed) for unit in ("picture", "clip"))
