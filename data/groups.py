@@ -78,8 +78,9 @@ def open_groups(
 
     Args:
         kind: "synthetic_referral" (questions about a folder of synthetic scenes), "tool_dialogues" (executed tool calls about
-            such a folder), "trusted_detections" (questions that only its detections answer), "hoi_qa" (a HOI-QA json file) or
-            "clip_trajectory" (where hands go, of a folder of clips as EPIC-KITCHENS has it; a group is all that is asked of one clip).
+            such a folder), "trusted_detections" (questions that only its detections answer), "hoi_qa" (a HOI-QA json file),
+            "clip_trajectory" (where hands go, of a folder of clips as EPIC-KITCHENS has it; a group is all that is asked of one clip) or
+            "lita" (a json file of one of LITA's tasks, see `data.lita_sets`).
         path: the folder or file.
         seed: of wordings and choices.
         split: whose wordings to use.
@@ -182,12 +183,24 @@ def _clip_trajectory(
     return Groups(len(clips), read, lambda: [path for _, paths in frames for path in paths], lambda: frames)
 
 
+def _lita(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
+    """`options` as for `data.lita_sets.LitaSet`. No pictures are listed: nothing looks for hands in these sets."""
+    from data.lita_sets import LitaError, LitaSet
+
+    try:
+        records = LitaSet(path, limit=limit, **options)
+    except LitaError as error:
+        raise DatasetError(str(error)) from error
+    return Groups(len(records), lambda index, epoch: records.samples(index, _mix(seed, epoch)), list)
+
+
 READERS: dict[str, Callable[..., Groups]] = {
     "synthetic_referral": _synthetic_referral,
     "tool_dialogues": _tool_dialogues,
     "trusted_detections": _trusted_detections,
     "hoi_qa": _hoi_qa,
     "clip_trajectory": _clip_trajectory,
+    "lita": _lita,
 }
 
 

@@ -28,7 +28,7 @@ from vlm.settings import SettingsError
 class DatasetSettings:
     """One data set of the mixture; see `data.groups.open_groups` for `kind`, `path`, `split`, `kinds`, `limit`, `options`."""
 
-    kind: Literal["synthetic_referral", "tool_dialogues", "trusted_detections", "hoi_qa", "clip_trajectory"]
+    kind: Literal["synthetic_referral", "tool_dialogues", "trusted_detections", "hoi_qa", "clip_trajectory", "lita"]
     path: str
     name: str | None = None
     """In logs and errors; the kind if not given. The order of draws depends on it."""
@@ -179,7 +179,9 @@ class TrainingRows(Dataset):
             picture = picture_of(sample)
             key = os.path.relpath(picture, os.path.abspath(self.datasets[name].path)) if isinstance(picture, (str, Path)) else None
         if key is None or key not in self.detections[name]:
-            raise SampleError(f"sample {sample.id!r}: there are no detections of its picture or clip in the cache of {self.datasets[name].path}")
+            raise SampleError(
+                f"sample {sample.id!r}: there are no detections of its picture or clip in the cache of {self.datasets[name].path}"
+            )
         return self.detections[name][key]
 
 

@@ -1,0 +1,206 @@
+"""The data sets of LITA's five tasks, as the published mixture has them, from the user's copies.
+
+dvc                  dense captions: {video: {"duration", "timestamps": [[start, end], …], "sentences": […]}}, frames in <root>/<video>/
+event_loc            the same files: when does one of the events happen
+temporal_reasoning   {video: {"duration", "QA": [{"q", "a"}, …]}}, moments in answers in seconds, `<12.3>`
+vidqa                [{"video", "QA": [{"q", "a"}, …]}, …]
+imgqa                LLaVA-Instruct: [{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, …]}, …], "<image>" in a question
+
+What is asked of a video or picture is one group; its words are drawn anew on every pass.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import lita_strings as strings
+from data.lita import SHORT_ANSWER, format_dense_captions, format_event, format_reasoning
+from data.sample import Sample, SampleError, Source, assistant, user
+
+logger = logging.getLogger(__name__)
+
+TASKS = ("dvc", "event_loc", "temporal_reasoning", "vidqa", "imgqa")
+FRAMES = 100
+"""Frames of a video that are looked at, spread evenly (halves round to even)."""
+_PICTURES = (".jpg", ".jpeg", ".png")
+Turns = list[tuple[str, str]]
+
+
+class LitaError(SampleError):
+    """A file of LITA's tasks that cannot be used; the message names it and the remedy."""
+
+
+class LitaSet:
+    """One file of one task; `set[i]` is its i-th video or picture.
+
+    Args:
+        path: the json file.
+        task: one of TASKS.
+        media: the folder with a folder of frames per video (in the order of their names), or with the pictures of "imgqa".
+        name: the data set's; "nextqa", "msvdqa" and "msrvttqa" add what their questions end with.
+        frames: at most so many frames of a video.
+        limit: only the first so many.
+        tolerance: largest share of records that may be unusable (no frames, no events).
+
+    Raises LitaError.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        task: str,
+        media: str | Path,
+        name: str | None = None,
+        frames: int = FRAMES,
+        limit: int | None = None,
+        tolerance: float = 0.05,
+    ) -> None:
+        if task not in TASKS:
+            raise LitaError(f"task {task!r}, expected one of {', '.join(TASKS)}")
+        self.path, self.task, self.media, self.name = Path(path), task, Path(media), name or Path(path).parent.name
+        self.frames = frames
+        skipped: Counter[str] = Counter()
+        self.records: list[tuple[str, Any]] = []
+        found = list(_records(self.path, task))
+        for key, record in found:
+            if limit is not None and len(self.records) >= limit:
+                break
+            problem = self._problem(key, record)
+            if problem is None:
+                self.records.append((key, record))
+            else:
+                skipped[problem] += 1
+        self._report(skipped, len(found), tolerance)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def samples(self, index: int, seed: int) -> list[Sample]:
+        """What is asked about record `index`: a function of the arguments."""
+        key, record = self.records[index]
+        rng = np.random.default_rng([seed, index])
+        medium = self._medium(key)
+        source = Source(self.name, key)
+        conversations = [self._turns(record, rng)] if self.task != "temporal_reasoning" else [[turn] for turn in self._turns(record, rng)]
+        return [
+            Sample(f"{self.name}-{self.task}-{key}-{number}", _messages(turns, medium), source, {"kind": self.task} | self._truth(record))
+            for number, turns in enumerate(conversations)
+        ]
+
+    def _turns(self, record: Any, rng: np.random.Generator) -> Turns:
+        return _TURNS[self.task](record, rng, self.name)
+
+    def _truth(self, record: Any) -> dict[str, Any]:
+        return {"duration": record["duration"]} if isinstance(record, Mapping) and "duration" in record else {}
+
+    def _medium(self, key: str) -> dict[str, Any]:
+        if self.task == "imgqa":
+            return {"type": "image", "image": str(self.media / key)}
+        paths = _frame_paths(self.media / key)
+        chosen = np.round(np.linspace(0, len(paths) - 1, min(self.frames, len(paths)))).astype(int)
+        return {"type": "video", "video": [str(paths[number]) for number in chosen]}
+
+    def _problem(self, key: str, record: Any) -> str | None:
+        """Why a record cannot be used."""
+        if Path(key).is_absolute() or ".." in Path(key).parts:
+            raise LitaError(f"{self.path}: {key!r} leaves the folder of its media")
+        there = (self.media / key).is_file() if self.task == "imgqa" else bool(_frame_paths(self.media / key))
+        if not there:
+            return "have no frames" if self.task != "imgqa" else "have no picture"
+        try:
+            turns = self._turns(record, np.random.default_rng(0))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            logger.debug("%s, %s: %s", self.path, key, error)
+            return "are not of the task's form"
+        return None if turns and all(answer.strip() for _, answer in turns) else "have nothing to ask"
+
+    def _report(self, skipped: Counter[str], total: int, tolerance: float) -> None:
+        lost = sum(skipped.values())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        if lost:
+            logger.warning("%s: %d of %d records are left out: %s", self.path, lost, total, reasons)
+        if not self.records or lost > tolerance * total:
+            raise LitaError(
+                f"{self.path}: {lost} of {total} records cannot be used ({reasons or 'the file is empty'}), more than {tolerance:.0%}. "
+                f"Complete {self.media}, or raise `tolerance`"
+            )
+
+
+def _records(path: Path, task: str) -> Iterator[tuple[str, Any]]:
+    """(video or picture, its record), in the file's order."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LitaError(f"{path}: no whole json file ({error})") from None
+    named = task in ("dvc", "event_loc", "temporal_reasoning")
+    if not isinstance(content, dict if named else list):
+        raise LitaError(f"{path}: holds a {type(content).__name__}, expected {'an object by video' if named else 'a list'} for {task}")
+    if named:
+        yield from content.items()
+        return
+    key = "image" if task == "imgqa" else "video"
+    for number, record in enumerate(content):
+        if not isinstance(record, dict) or not isinstance(record.get(key), str):
+            raise LitaError(f"{path}: record {number} has no {key!r}; expected a file of the task {task}")
+        yield record[key], record
+
+
+def _frame_paths(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES) if folder.is_dir() else []
+
+
+def _messages(turns: Turns, medium: dict[str, Any]) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for number, (question, answer) in enumerate(turns):
+        messages += [user(medium, question) if number == 0 else user(question), assistant(answer)]
+    return messages
+
+
+def _dense_captions(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:
+    question = f"{_pick(strings.DESCRIBE, rng)} {_pick(strings.WITH_TIMES, rng)}"
+    return [(question, format_dense_captions(record["timestamps"], record["sentences"], record["duration"]))]
+
+
+def _event(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:
+    number = int(rng.integers(len(record["timestamps"])))
+    event = record["sentences"][number].strip().rstrip(".")
+    question = f"{_pick(strings.WHEN, rng).format(event[0].lower() + event[1:])} {_pick(strings.ONLY_TIMES, rng)}"
+    start, end = record["timestamps"][number]
+    return [(question, format_event(start, end, record["duration"]))]
+
+
+def _reasoning(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:
+    return [(qa["q"].strip(), format_reasoning(qa["a"], record["duration"]).strip()) for qa in record["QA"]]
+
+
+def _video_questions(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:
+    end = f"\n{SHORT_ANSWER[name]}" if name in SHORT_ANSWER else ""
+    return [(qa["q"].strip() + end, qa["a"].strip()) for qa in record["QA"]]
+
+
+def _picture_questions(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:
+    turns = [(turn["from"], turn["value"].replace("<image>", "").strip()) for turn in record["conversations"]]
+    if [speaker for speaker, _ in turns] != ["human", "gpt"] * (len(turns) // 2):
+        raise ValueError("questions and answers do not take turns")
+    return [(turns[number][1], turns[number + 1][1]) for number in range(0, len(turns), 2)]
+
+
+_TURNS: dict[str, Callable[[Any, np.random.Generator, str], Turns]] = {
+    "dvc": _dense_captions,
+    "event_loc": _event,
+    "temporal_reasoning": _reasoning,
+    "vidqa": _video_questions,
+    "imgqa": _picture_questions,
+}
+
+
+def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]

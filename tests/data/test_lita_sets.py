@@ -1,0 +1,114 @@
+"""LITA's five tasks from files of their published forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from data import lita_strings as strings
+from data.groups import DatasetError, open_groups
+from data.lita_sets import LitaError, LitaSet
+
+CAPTIONS = {
+    "v_a": {"duration": 20.0, "timestamps": [[0.0, 5.0], [4.0, 20.0]], "sentences": ["A man cuts an onion. ", "He eats."]},
+    "v_b": {"duration": 9.9, "timestamps": [[1.0, 2.0]], "sentences": ["Rain falls."]},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for video, count in (("v_a", 7), ("v_b", 2)):
+        (tmp_path / "frames" / video).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / "frames" / video / f"{number:04d}.png")
+    Image.new("RGB", (8, 6)).save(tmp_path / "frames" / "0001.png")
+    return tmp_path
+
+
+def opened(folder: Path, content: Any, task: str, **options: Any) -> LitaSet:
+    (folder / "set.json").write_text(json.dumps(content))
+    return LitaSet(folder / "set.json", task=task, media=folder / "frames", **options)
+
+
+def words(sample) -> list[str]:
+    return ["".join(part["text"] for part in message["content"] if part["type"] == "text") for message in sample.messages]
+
+
+def test_dense_captions(folder: Path):
+    found = opened(folder, CAPTIONS, "dvc")
+    asked = {words(found.samples(0, seed)[0])[0] for seed in range(100)}
+    assert asked == {f"{describe} {times}" for describe in strings.DESCRIBE for times in strings.WITH_TIMES}
+    (sample,) = found.samples(0, 0)
+    assert words(sample)[1] == "<t0> <t25> A man cuts an onion. <t20> <t99> He eats."
+    assert [Path(path).name for path in sample.messages[0]["content"][0]["video"]] == [f"{number:04d}.png" for number in range(7)]
+
+
+def test_events(folder: Path):
+    found = opened(folder, CAPTIONS, "event_loc")
+    pairs = {tuple(words(found.samples(0, seed)[0])) for seed in range(300)}
+    events = {"a man cuts an onion": "<t0> <t25>", "he eats": "<t20> <t99>"}
+    assert pairs == {(f"{when.format(e)} {only}", t) for e, t in events.items() for when in strings.WHEN for only in strings.ONLY_TIMES}
+
+
+def test_reasoning_is_one_sample_a_question(folder: Path):
+    asked = [{"q": "When does it rain? ", "a": "<1.0> <2.5> Because of clouds."}, {"q": "Why?", "a": "So."}]
+    record = {"v_b": {"duration": 10, "QA": asked}}
+    samples = opened(folder, record, "temporal_reasoning").samples(0, 0)
+    assert [words(sample) for sample in samples] == [["When does it rain?", "<t10> <t25> Because of clouds."], ["Why?", "So."]]
+    assert samples[0].targets["duration"] == 10
+
+
+@pytest.mark.parametrize("name, end", [("nextqa", "\nAnswer the question using a short phrase."), ("videochat", "")])
+def test_video_questions_are_one_conversation(folder: Path, name: str, end: str):
+    record = [{"video": "v_b", "QA": [{"q": "Who?", "a": "he"}, {"q": "Where?", "a": "here"}]}]
+    (sample,) = opened(folder, record, "vidqa", name=name).samples(0, 0)
+    assert words(sample) == [f"Who?{end}", "he", f"Where?{end}", "here"]
+    assert [part["type"] for part in sample.messages[0]["content"]] == ["video", "text"]
+
+
+def test_pictures(folder: Path):
+    turns = [("human", "<image>\nWhat is it?"), ("gpt", "A cup."), ("human", "Whose?"), ("gpt", "Mine.")]
+    record = [{"id": "7", "image": "0001.png", "conversations": [{"from": speaker, "value": value} for speaker, value in turns]}]
+    (sample,) = opened(folder, record, "imgqa").samples(0, 0)
+    assert words(sample) == ["What is it?", "A cup.", "Whose?", "Mine."]
+    assert sample.messages[0]["content"][0] == {"type": "image", "image": str(folder / "frames" / "0001.png")}
+
+
+def test_frames_are_spread_evenly(folder: Path):
+    (sample,) = opened(folder, CAPTIONS, "dvc", frames=3).samples(0, 0)
+    assert [Path(path).stem for path in sample.messages[0]["content"][0]["video"]] == ["0000", "0003", "0006"]
+
+
+def test_groups_change_with_the_pass_only(folder: Path):
+    (folder / "set.json").write_text(json.dumps(CAPTIONS))
+    options = {"task": "dvc", "media": str(folder / "frames")}
+    groups, again = (open_groups("lita", folder / "set.json", options=options) for _ in range(2))
+    assert [words(groups.read(0, 1)[0])] == [words(again.read(0, 1)[0])]
+    assert len({words(groups.read(0, epoch)[0])[0] for epoch in range(30)}) > 3
+
+
+@pytest.mark.parametrize(
+    "content, task, said",
+    [
+        (CAPTIONS, "captions", "expected one of dvc"),
+        ([], "dvc", "expected an object by video"),
+        ({}, "vidqa", "expected a list"),
+        ([{"QA": []}], "vidqa", "record 0 has no 'video'"),
+        ({}, "dvc", "the file is empty"),
+        ({"v_c": CAPTIONS["v_a"]}, "dvc", "1 have no frames"),
+        ({"v_a": {"duration": 0, "timestamps": [[0, 1]], "sentences": ["x"]}}, "dvc", "1 are not of the task's form"),
+        ({"v_a": {"duration": 5, "timestamps": [[0, 1]], "sentences": []}}, "dvc", "1 are not of the task's form"),
+        ({"../v_a": CAPTIONS["v_a"]}, "dvc", "leaves the folder"),
+        ([{"image": "0001.png", "conversations": [{"from": "gpt", "value": "x"}]}], "imgqa", "not of the task's form"),
+        ([{"video": "v_a", "QA": []}], "vidqa", "1 have nothing to ask"),
+    ],
+)
+def test_broken_files_are_named(folder: Path, content: Any, task: str, said: str):
+    with pytest.raises(LitaError, match=said):
+        opened(folder, content, task)
+    with pytest.raises(DatasetError, match=said):
+        open_groups("lita", folder / "set.json", options={"task": task, "media": str(folder / "frames")})
