@@ -1,0 +1,60 @@
+"""HandsOnVLM's recipes: settings that load, and a mixed batch of the small one that trains every part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.test_epic_conversations import folder as epic_folder  # noqa: F401, a fixture
+from vlm.build import build
+from vlm.settings import load
+from vlm.training_data import DatasetSettings, TrainingRows, texts
+from vlm.training_settings import FinetuneSettings
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+TINY = [f"build.language_model.{name}={value}" for name, value in SIZES.items()]
+TINY += ["build.vision_weights=null", "build.image_size=64", "build.vocab_size=700"]
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_the_published_recipes_load_and_have_the_published_shares(root: Path, size: str):
+    settings = load(FinetuneSettings, root / f"scripts/configs/handsonvlm_{size}.yaml", [f"deepspeed={root}/scripts/configs/zero3.json"])
+    weights = {dataset.name: dataset.weight for dataset in settings.data.datasets}
+    assert sum(weights.values()) == pytest.approx(10)
+    assert weights["narration"] == weights["reasoning"] == 2.5
+    assert weights["dvc_activitynet"] == pytest.approx(5 * weights["dvc_youcook2"], rel=1e-3)
+    assert settings.batch_size * 8 * settings.steps == pytest.approx(40 * 48296, rel=0.005)
+    assert size in settings.build.language_model and size in settings.build.projector_weights
+    assert settings.parts.vision_tower.mode == "freeze" and settings.optimizer.clip == 0
+
+
+def test_the_lora_recipe_keeps_the_head(root: Path, tmp_path: Path):
+    overrides = [f"model={tmp_path}", f"deepspeed={root}/scripts/configs/zero2.json"]
+    settings = load(FinetuneSettings, root / "scripts/configs/handsonvlm_lora.yaml", overrides)
+    assert settings.parts.heads.mode == "train" and settings.parts.uses_lora and (settings.lora.rank, settings.lora.alpha) == (64, 16)
+
+
+def test_a_mixed_batch_of_the_small_recipe_reaches_every_part(root: Path, epic_folder: Path):  # noqa: F811
+    settings = load(FinetuneSettings, root / "scripts/configs/handsonvlm_small.yaml", TINY)
+    frames = next(path for path in epic_folder.rglob("P01_01") if path.is_dir())
+    (epic_folder / "qa.json").write_text(json.dumps([{"video": frames.name, "QA": [{"q": "What is cut?", "a": "an onion"}]}]))
+    clips = replace(settings.data.datasets[0], path=str(epic_folder), weight=0.5)
+    words = DatasetSettings(
+        "lita", str(epic_folder / "qa.json"), weight=0.5, options={"task": "vidqa", "media": str(frames.parent), "frames": 6}
+    )
+    data = replace(settings.data, datasets=[clips, words])
+    torch.manual_seed(0)
+    model, processor = build(settings.build, texts(TrainingRows(data, None, seed=0, length=20), 20))
+    rows = TrainingRows(data, processor, seed=0, length=6)
+    batch = processor.collate_packed([rows[number] for number in range(6)])
+    paths = len(batch["trajectories"])
+    assert 0 < paths < 6 and batch["media_frames"].unique().tolist() == [6, 10]
+    model.train()
+    output = model(**{name: value for name, value in batch.items() if name != "views"})
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and output.trajectories.shape == (paths, 2, 4, 2)
+    assert not [name for name, value in model.named_parameters() if value.grad is None and "vision_tower" not in name]
