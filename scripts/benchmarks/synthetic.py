@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> None:
         print(report(figures, f"{unit}/s, {options.size} px, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"))
     for unit, seconds in cpu.items():
         best = min(seconds)
-        print(f"CPU time: {1000 * best:.1f} ms a {unit[:-1]} at best, {options.workers / best:.0f} {unit}/s on {options.workers} free cores")
+        free = f"{options.workers / best:.0f} {unit}/s on {options.workers} free cores"
+        print(f"CPU time: {1000 * best:.1f} ms a {unit.removesuffix('s')} at best, {free}")
 
 
 Write = Callable[[Path, int, int], Iterator[int]]
