@@ -237,6 +237,14 @@ def _interaction(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iter
 
 
 def _scaled(box: Any, nominal: tuple[int, int], size: tuple[int, int], where: str) -> list[float]:
+    return [v * side for v, side in zip(fractions(box, nominal, where), size * 2, strict=True)]
+
+
+def fractions(box: Any, frame: tuple[int, int], where: str) -> tuple[float, ...]:
+    """A box of the test files, xyxy in pixels of `frame` (width, height), as fractions of its sides; it may reach over the border.
+
+    Raises HOIQAError for what is no box, an inverted one, or one that lies outside the frame.
+    """
     if (
         not isinstance(box, list)
         or len(box) != 4
@@ -245,7 +253,9 @@ def _scaled(box: Any, nominal: tuple[int, int], size: tuple[int, int], where: st
         or box[3] < box[1]
     ):
         raise HOIQAError(f"{where}: the box is {box!r}, expected [x1, y1, x2, y2] in pixels with x1 <= x2 and y1 <= y2")
-    return [v * side / whole for v, side, whole in zip(box, size * 2, nominal * 2, strict=True)]
+    if box[2] < 0 or box[3] < 0 or box[0] > frame[0] or box[1] > frame[1]:
+        raise HOIQAError(f"{where}: the box {box!r} lies outside its frame of {frame[0]}x{frame[1]}; correct or remove the record")
+    return tuple(v / side for v, side in zip(box, frame * 2, strict=True))
 
 
 def _nominal(frame: Path, where: str) -> tuple[int, int]:

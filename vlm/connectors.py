@@ -18,8 +18,8 @@ class ImageProjector(nn.Module):
 
     def __init__(self, config: HandVLMConfig) -> None:
         super().__init__()
-        merged = 4 if config.token_reducer == "merge-4" else 1
-        source, target = tower_width(config.vision_config) * merged, config.text_config.hidden_size
+        self.merged = 4 if config.token_reducer == "merge-4" else 1
+        source, target = tower_width(config.vision_config) * self.merged, config.text_config.hidden_size
         self.norm = nn.LayerNorm(source) if config.projector_norm else None
         self.linear_1 = nn.Linear(source, target)
         self.act = ACT2FN[config.projector_hidden_act]
@@ -33,7 +33,7 @@ class ImageProjector(nn.Module):
         if self.linear_2 is not None:
             tokens = self.linear_2(self.act(tokens))
         if self.grid_position and grid:
-            tokens = tokens + self.grid_position * sine_grid(tokens.shape[1], tokens.shape[2]).to(tokens)
+            tokens = tokens + self.grid_position * sine_grid(tokens.shape[1], tokens.shape[2], self.merged).to(tokens)
         return tokens
 
 

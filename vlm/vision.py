@@ -159,16 +159,19 @@ def probe_grid(tower: nn.Module, image_size: int, layer: int, select: str) -> in
     return patches
 
 
-def sine_grid(tokens: int, width: int) -> Tensor:
-    """A fixed 2-D position code of a square grid in raster order, (tokens, width).
+def sine_grid(tokens: int, width: int, merged: int = 1) -> Tensor:
+    """A fixed 2-D position code of a square grid of patches in raster order, `merged` neighbours of a row in each token: (tokens, width).
 
-    For each cell centre (x, y) in the unit picture: sin and cos of 2π·f·x and 2π·f·y with f = 1 … 16 repeated to the width.
+    For each token's centre (x, y) in the unit picture: sin and cos of 2π·f·x and 2π·f·y with f = 1 … 16 repeated to the width.
     """
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise ValueError(f"a position code needs a square grid of tokens, got {tokens}; set grid_position to 0")
-    centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    rows = math.isqrt(tokens * merged)
+    columns = rows // merged
+    if rows * columns != tokens:
+        raise ValueError(
+            f"a position code needs a square grid of patches in rows that {merged} divides, got {tokens} tokens; set grid_position to 0"
+        )
+    y, x = ((torch.arange(count, dtype=torch.float32) + 0.5) / count for count in (rows, columns))
+    y, x = torch.meshgrid(y, x, indexing="ij")
     return fourier_code(torch.stack([x, y], -1).reshape(tokens, 2), width)
 
 

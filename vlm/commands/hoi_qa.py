@@ -93,7 +93,7 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
         )
     if missing:
         logger.warning("%d of %d questions have no frame under %s; they count as wrong", missing, len(items), root)
-    there = _by_frame(there[: options.limit])
+    there = by_frame(there[: options.limit])
     batches = [there[start : start + options.batch_size] for start in range(0, len(there), options.batch_size)]
     mine = [item for batch in batches[rank::world] for item in batch]
     own = options.out / "answers" / f"{rank}-of-{world}"
@@ -115,7 +115,7 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
     return {record["id"]: record["answer"] for file in files for record in records.read_records(file)}
 
 
-def _by_frame(items: Sequence[Any]) -> list[Any]:
+def by_frame(items: Sequence[Any]) -> list[Any]:
     """The questions of each frame one behind the other, frames in the order of their first."""
     first: dict[str, int] = {}
     for item in items:

@@ -19,12 +19,14 @@ WRITTEN_BESIDE = {
 def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) -> tuple[Any, Any]:
     """The model and processor of a folder, ready to answer; `load_in` is "8bit", "4bit" or None.
 
-    Raises CommandError for a folder that is not a model's, a config that is not understood, or a device that is not there.
+    Raises CommandError for a folder that is not a model's, a config that is not understood, or a device that is not there, and
+    CheckpointError for weights that do not fit or are not numbers.
     """
     from transformers.utils import logging as transformers_logging
 
     from vlm import HandVLM, HandVLMProcessor
     from vlm.adapters import is_adapter, load_adapter
+    from vlm.checkpoints.reading import not_finite, refuse
     from vlm.quantization import verify
 
     folder = Path(folder)
@@ -43,6 +45,8 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
             model = HandVLM.from_pretrained(folder, **options)
         if load_in:
             verify(model, load_in)
+        damaged = {"not finite": not_finite(model.state_dict())}
+        refuse(damaged, f"{folder}: the weights are damaged", "Copy the folder again, or train anew.")
         return (model if load_in else model.to(device)).eval(), processor
     except user_errors():
         raise

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.hoi_qa import HOIQAError
+from data.hoi_qa import HOIQAError, fractions
 from pose_tools.grounding import find_boxes
 from pose_tools.metrics import match_boxes
 from pose_tools.statistics import paired_difference
@@ -97,7 +97,7 @@ def _interaction(row: Mapping[str, Any], tags: bool) -> Item:
     kind = next((name for name, prefix in compat.PREFIXES.items() if prefix in question), None)
     kind = kind or ("handN2handBB" if question in compat.HAND_QUESTIONS else "other")
     asked = question if tags else _TAGS.sub("", question)
-    boxes = tuple(_fractions(box, compat.FRAMES["hoi"], where) for box in found)
+    boxes = tuple(fractions(box, compat.FRAMES["hoi"], where) for box in found)
     name = None if found else str(answer)
     return Item("hoi", str(row["id"]), "answer", asked, kind, row["image_path"], boxes, name, _side(f"{question} {name or ''}"))
 
@@ -120,19 +120,7 @@ def _direct(file: str, key: str, row: Mapping[str, Any]) -> tuple[str, tuple[flo
     where = f"{file}, record {key!r}"
     if not isinstance(row.get("noun"), str) or not isinstance(row.get("image_path"), str):
         raise HOIQAError(f"{where}: expected image_path, noun and bbox, got {dict(row)!r}")
-    return row["noun"], _fractions(row.get("bbox"), compat.FRAMES[file], where)
-
-
-def _fractions(box: Any, frame: tuple[int, int], where: str) -> tuple[float, ...]:
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(v, (int, float)) for v in box)
-        or box[2] < box[0]
-        or box[3] < box[1]
-    ):
-        raise HOIQAError(f"{where}: the box is {box!r}, expected [x1, y1, x2, y2] in pixels with x1 <= x2 and y1 <= y2")
-    return tuple(v / side for v, side in zip(box, frame * 2, strict=True))
+    return row["noun"], fractions(row.get("bbox"), compat.FRAMES[file], where)
 
 
 def _side(words: str) -> str:
