@@ -6,11 +6,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from data.epic_clips import EpicClips
+from data.epic_kitchens import frame_path, observed_frames
+from pose_tools.metrics import trajectory_errors
 from tests.data.test_epic_conversations import folder as epic_folder  # noqa: F401, a fixture
+from tests.vlm.test_handsonvlm_parity import converted
 from vlm.build import build
+from vlm.commands.console import CommandError
 from vlm.settings import load
 from vlm.training_data import DatasetSettings, TrainingRows, texts
 from vlm.training_settings import FinetuneSettings
@@ -58,3 +64,33 @@ def test_a_mixed_batch_of_the_small_recipe_reaches_every_part(root: Path, epic_f
     output.loss.backward()
     assert torch.isfinite(output.loss) and output.trajectories.shape == (paths, 2, 4, 2)
     assert not [name for name, value in model.named_parameters() if value.grad is None and "vision_tower" not in name]
+
+
+@pytest.mark.parametrize("asked_as", ["vhp", "rbhp"])
+def test_evaluation_in_published_words_and_numbers(root: Path, epic_folder: Path, tmp_path: Path, asked_as: str):  # noqa: F811
+    """A model that writes no path is scored, as published, as if it had said the picture's corner."""
+    from scripts import evaluate
+
+    model, processor = converted()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    last = frame_path("P01", "P01_01", observed_frames(601)[-1])
+    (epic_folder / "questions.json").write_text(json.dumps({last: '"Where next?"'}))
+    command = ["trajectory", "--data", str(epic_folder), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--sheet", "0",
+               "--protocol", "compat", "--asked-as", asked_as, "--conditions", "as shipped"]  # fmt: skip
+    if asked_as == "rbhp":
+        with pytest.raises(CommandError, match="come together"):
+            evaluate.main(command)
+        command += ["--questions", str(epic_folder / "questions.json")]
+    evaluate.main(command)
+    samples = EpicClips(epic_folder).samples(1, split="test", seed=0)
+    if asked_as == "vhp":
+        samples = [*EpicClips(epic_folder).samples(0, split="test", seed=0), *samples]
+    truth = np.stack([sample.targets["future"] for sample in samples]) / (456, 256)
+    valid = np.stack([sample.targets["valid"] for sample in samples])
+    expected = trajectory_errors(np.zeros((len(truth), 1, 2, 4, 2)), truth, valid, compat="handsonvlm")
+    table = (tmp_path / "out" / "table.md").read_text()
+    line = next(line for line in table.split("As HandsOnVLM's")[1].splitlines() if line.startswith("| as shipped"))
+    assert [float(cell) for cell in line.split("|")[2:8]] == pytest.approx(
+        [expected[name] for name in ("ade", "ade_std", "fde", "fde_std", "wde", "wde_std")], abs=1e-4
+    )

@@ -35,6 +35,13 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--train-clips", type=int, default=8000, help="at most so many training clips (default 8000)")
     task.add_argument("--futures", type=int, default=1, help="K futures of the model as shipped, for minADE and minFDE (default 1)")
     task.add_argument("--protocol", choices=("strict", "compat"), default="strict", help="compat: also what HandsOnVLM's prints")
+    task.add_argument(
+        "--asked-as", choices=("ours", "vhp", "rbhp"), default="ours",
+        help="our words, or HandsOnVLM's: vhp names the action, rbhp asks the questions of --questions about the clips that it knows",
+    )  # fmt: skip
+    task.add_argument("--questions", type=Path, help="rbhp: the file of reasoning questions (ek100_questions_val.json)")
+    task.add_argument("--annotations", type=Path, help="the csv file of an EPIC-KITCHENS folder with several")
+    task.add_argument("--first-uid", type=int, default=0, help="number of the first row of --annotations (validation: rows of train)")
     task.add_argument("--conditions", nargs="+", help="only these, by name, such as 'as shipped' 'no image'")
     task.add_argument("--rescore", action="store_true", help="score the predictions in --out again, without the model")
     task.add_argument("--seed", type=int, default=0, help="draws the clips, the swaps of goals and the futures (default 0)")
@@ -52,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
     from vlm.evaluation.trajectory_sheet import write_sheets
 
     conditions = _chosen(options.conditions, CONDITIONS)
-    asked = _questions(options.data, options.clips, options.seed)
+    asked = _questions(options.data, options.clips, options.seed, _reader_options(options))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not options.rescore:
         conditions = _fitting(conditions, options.model)
@@ -100,12 +107,22 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _questions(folder: Path, clips: int | None, seed: int) -> list[Any]:
+def _reader_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the clips' reader is told. Published labels cover a part of the rows, so those without one are no fault there."""
+    if (options.asked_as == "rbhp") != (options.questions is not None):
+        raise CommandError("--asked-as rbhp and --questions FILE come together: the file says what is asked about which clips")
+    found: dict[str, Any] = {"annotations": options.annotations, "first_uid": options.first_uid}
+    if options.asked_as != "ours":
+        found |= {"wording": {"vhp": "action", "rbhp": "reasoning"}[options.asked_as], "questions": options.questions, "tolerance": 1.0}
+    return found
+
+
+def _questions(folder: Path, clips: int | None, seed: int, options: dict[str, Any] | None = None) -> list[Any]:
     from vlm.evaluation.referral import split_of
     from vlm.evaluation.trajectory import read_clip_questions, select_clips
 
     split = split_of(folder) if (folder / "manifest.json").is_file() else "test"  # real recordings have no manifest
-    return select_clips(read_clip_questions(folder, split=split, seed=seed), clips, seed)
+    return select_clips(read_clip_questions(folder, split=split, seed=seed, options=options), clips, seed)
 
 
 def _fitting(conditions: Sequence[Any], model: Path) -> list[Any]:
@@ -232,9 +249,10 @@ def _data(folder: Path) -> str:
 def _about(options: argparse.Namespace, asked: Sequence[Any], train: Sequence[Any] | None) -> list[str]:
     starts = len({question.start for question in asked})
     made = json.loads((options.out / "settings.json").read_text(encoding="utf-8"))
+    words = "" if options.asked_as == "ours" else f" --asked-as {options.asked_as}"
     learnt = f"; baselines learnt from {len(train)} actions of `{options.train}`" if train else ""
     return [
-        f"`scripts/evaluate.py trajectory --data {options.data} --seed {options.seed}`: {len(asked)} actions about {starts} clips, both "
-        f"hands' next {asked[0].future_times[-1] - asked[0].past_times[-1]:g} s in {asked[0].valid.shape[1]} steps "
+        f"`scripts/evaluate.py trajectory --data {options.data} --seed {options.seed}{words}`: {len(asked)} actions about {starts} clips, "
+        f"both hands' next {asked[0].future_times[-1] - asked[0].past_times[-1]:g} s in {asked[0].valid.shape[1]} steps "
         f"(data {made['data']}, model {made['model']}){learnt}. One greedy answer each.",
     ]
