@@ -79,7 +79,9 @@ class PathGeneration:
         output = super().generate(input_ids=input_ids, **kwargs)
         followed = cached and kwargs.get("num_beams", 1) == 1
         embeds = kwargs["inputs_embeds"] if cached else self.model.embed(input_ids, **media)
-        prompts = _Prompts(embeds, kwargs.get("attention_mask", torch.ones_like(input_ids)), (noise, observed), len(output.sequences) // len(input_ids))
+        prompts = _Prompts(
+            embeds, kwargs.get("attention_mask", torch.ones_like(input_ids)), (noise, observed), len(output.sequences) // len(input_ids)
+        )
         cache = output.past_key_values if followed else None
         if followed and futures == 1:
             found = self._followed(output.sequences, cache)

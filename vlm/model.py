@@ -297,6 +297,7 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_hand_steps: Tensor | int | None = None,
+        num_micro_batches: int = 1,
         noise: Tensor | None = None,
         logits_to_keep: int = 0,
         views: Any = None,
@@ -307,8 +308,8 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
 
         `labels` (B, L), -100 where nothing is learnt; the loss is the sum over supervised tokens divided by `num_items_in_batch`
         (the count over the whole global batch) or, without it, by their number here; a path's loss is divided by `num_hand_steps`
-        likewise. `noise` is that of the path head's training loss. While training, logits are made for supervised positions only and not
-        returned.
+        likewise, or as published (`compat`) its sum here by `num_micro_batches`. `noise` is that of the path head's training loss. While
+        training, logits are made for supervised positions only and not returned.
         """
         if attention_mask is not None and attention_mask.dim() == 4:
             attention_mask = as_attention_bias(attention_mask, self.config.text_config._attn_implementation, self.dtype)
@@ -341,7 +342,8 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
             result.losses = {"tokens": result.loss.detach()}
             if self.trajectory_head is not None:
                 observed = None if input_ids is None else observed_hands(input_ids, pose_tokens, self.config)
-                path = path_loss(self, hidden, input_ids, labels, trajectories, trajectory_valid, noise, num_hand_steps, observed)
+                known = (trajectories, trajectory_valid, noise, num_hand_steps, observed, num_micro_batches)
+                path = path_loss(self, hidden, input_ids, labels, *known)
                 result.trajectories = path.pop("points", None)
                 result.loss = result.loss + path["total"]
                 result.losses |= {f"path_{name}": value.detach() for name, value in path.items() if value.dim() == 0}

@@ -97,6 +97,7 @@ class HandVLMTrainer(Trainer):
                 steps = self.accelerator.gather(steps.to(device)).sum()
             for batch in batch_samples:
                 batch["num_hand_steps"] = steps.to(device)
+                batch["num_micro_batches"] = len(batch_samples) * self.args.world_size
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -21,13 +21,15 @@ def path_loss(
     noise: Tensor | None = None,
     count: Tensor | int | None = None,
     observed: Tensor | None = None,
+    micro_batches: int = 1,
 ) -> dict[str, Tensor]:
     """Terms of the head's loss on every supervised path of a batch, weighted as the config says.
 
     hidden (B, L, D); input_ids and labels (B, L); trajectories (M, 2, T, 2) of all paths in input_ids, in order; valid (M, 2, T).
-    `observed` (B, 2, frames, 2): where each row's hands were (see `vlm.trajectory_observed`). `count`: valid hand-steps of the global batch. A batch without paths costs zero, but reaches every parameter of the head. As
-    published (`compat`), a row without a path counts as one of zeros that is not valid; `noise` then has a block for it too. Raises
-    ValueError when tokens and paths do not agree.
+    `observed` (B, 2, frames, 2): where each row's hands were (see `vlm.trajectory_observed`). `count`: valid hand-steps of the global
+    batch. A batch without paths costs zero, but reaches every parameter of the head. As published (`compat`), a row without a path counts
+    as one of zeros that is not valid, `noise` has a block for it too, and sums are averaged over the `micro_batches` of the global batch.
+    Raises ValueError when tokens and paths do not agree.
     """
     settings, head = model.config.trajectory, model.trajectory_head
     layout = settings.get("hand_layout", "left_right")
@@ -55,7 +57,7 @@ def path_loss(
     terms = head.loss(inputs, trajectories - origin, known, noise=noise, compat=settings.get("compat"), num_items_in_batch=count)
     if "points" in terms:
         terms["points"] = (terms["points"] + origin)[blocks]
-    weight = settings.get("weight", 1.0)
+    weight = settings.get("weight", 1.0) / (micro_batches if settings.get("compat") else 1)
     return {name: value if name == "points" else weight * value for name, value in terms.items() if name in ("points",) or value.dim() == 0}
 
 

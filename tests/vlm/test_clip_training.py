@@ -34,7 +34,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     model, processor = tiny("llava")  # batch statistics would tell how a batch is cut up
     model.save_pretrained(top / "base")
     processor.save_pretrained(top / "base")
-    return {"clips": top / "clips", "world": make_world(top / "world", 4), "base": top / "base", "detector": make_detector(top / "detector")}
+    return {
+        "clips": top / "clips",
+        "world": make_world(top / "world", 4),
+        "base": top / "base",
+        "detector": make_detector(top / "detector"),
+    }
 
 
 def mixture(folders: dict[str, Path], output: Path, **changes) -> FinetuneSettings:

@@ -154,7 +154,9 @@ def test_decoding_alone_in_batches_and_by_replay_agree(kind):
     batch = processor(asked)
     steps, latent = processor.trajectory_steps, getattr(model.trajectory_head, "latent", None)
     noise = (
-        None if latent is None else torch.randn(3, 2, 2, 1 if kind in PER_PATH else steps, latent, generator=torch.Generator().manual_seed(1))
+        None
+        if latent is None
+        else torch.randn(3, 2, 2, 1 if kind in PER_PATH else steps, latent, generator=torch.Generator().manual_seed(1))
     )
     script = [20, "p", "p", 21, "p", 1, 22]
     first = written(model, batch, script, noise=None if noise is None else noise[:, :1])

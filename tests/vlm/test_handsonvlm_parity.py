@@ -179,6 +179,14 @@ def test_a_batch_of_words_costs_their_cross_entropy_alone():
     assert float(output.loss) == float(output.losses["tokens"]) and float(output.losses["path_total"]) == 0.0
 
 
+def test_published_sums_are_averaged_over_the_micro_batches_of_a_step():
+    model, processor = converted()
+    batch, noise = processor(mixed(), for_training=True), torch.zeros(3, 2, STEPS, LATENT)
+    with torch.no_grad():
+        alone, quarter = (model(**batch, noise=noise, num_hand_steps=99, num_micro_batches=count) for count in (1, 4))
+    torch.testing.assert_close(quarter.losses["path_total"] * 4, alone.losses["path_total"])
+
+
 class Script:
     """Makes the model write these ids."""
 
