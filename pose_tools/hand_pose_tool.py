@@ -71,7 +71,7 @@ def _estimates(picture: np.ndarray, found: Sequence[detect.HandDetection], camer
 
     if not found:
         return []
-    boxes = [joints_box(one.bbox_xyxy) if one.keypoints_2d is None else box_of(one.keypoints_2d) for one in found]
+    boxes = [joints_box(np.asarray(one.bbox_xyxy)) if one.keypoints_2d is None else box_of(one.keypoints_2d) for one in found]
     places = [HandInPicture(picture, box, one.side, camera) for box, one in zip(boxes, found, strict=True)]
     answers = []
     for place, one, network in zip(places, found, estimate(load_regressor(), places), strict=True):
@@ -171,7 +171,7 @@ def palm_direction(joints: np.ndarray, side: Side) -> str:
     return names[axis][int(normal[axis] > 0)]
 
 
-def _text(records: Mapping[str, dict[str, Any] | None]) -> str:
+def _text(records: Mapping[Any, dict[str, Any] | None]) -> str:
     """`{"left": null, "right": {"distance_cm": 45, "palm": "down", "thumb": "straight", …, "confidence": 0.7}}`."""
 
     def short(one: dict[str, Any]) -> dict[str, Any]:

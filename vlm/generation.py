@@ -57,7 +57,7 @@ class PathGeneration:
         if self.trajectory_head is None:
             if num_trajectories != 1 or noise is not None:
                 raise ValueError("this model has no path head: num_trajectories and noise mean nothing to it")
-            return super().generate(input_ids=input_ids, **kwargs)
+            return super().generate(input_ids=input_ids, **kwargs)  # type: ignore[misc]
         return self._generate_paths(input_ids, media, num_trajectories, noise, cached, kwargs)
 
     def _generate_paths(self, input_ids: Tensor, media: dict, futures: int, noise: Tensor | None, cached: bool, kwargs: dict) -> Any:
@@ -76,7 +76,7 @@ class PathGeneration:
                 raise ValueError("a model with a path head keeps its own cache; leave past_key_values and cache_implementation out")
             first = None if noise is None else noise[:, 0]
             kwargs["past_key_values"] = TrajectoryCache(self.config.text_config, path, self.config.trajectory_token_id, first, observed)
-        output = super().generate(input_ids=input_ids, **kwargs)
+        output = super().generate(input_ids=input_ids, **kwargs)  # type: ignore[misc]
         followed = cached and kwargs.get("num_beams", 1) == 1
         embeds = kwargs["inputs_embeds"] if cached else self.model.embed(input_ids, **media)
         prompts = _Prompts(
@@ -119,7 +119,7 @@ class PathGeneration:
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):

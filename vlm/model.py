@@ -244,7 +244,7 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
         if config.trajectory is not None:
             options = config.trajectory.get("options") or {}
             observed = config.trajectory.get("observed")
-            past = context_width(config.pose_encoders[observed]["n_tokens"] // 2) if observed else 0
+            past = context_width((config.pose_encoders or {})[observed]["n_tokens"] // 2) if observed else 0
             self.trajectory_head = HEADS[config.trajectory.get("head", "path")](config.text_config.hidden_size // 2 + past, **options)
         self.post_init()
 

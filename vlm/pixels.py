@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from data.sample import SampleError
-from pose_tools import views
 from pose_tools.image_io import read_image
+from pose_tools.views import View, center_crop, letterbox, squash
 from vlm.vision import chosen_frames
 
-VIEW_RULES = {"letterbox": views.letterbox, "center_crop": views.center_crop, "squash": views.squash}
+VIEW_RULES = {"letterbox": letterbox, "center_crop": center_crop, "squash": squash}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MediumRows:
 
     frames: int
     rows: tuple[int, ...]
-    view: views.View
+    view: View
 
 
 @dataclass
@@ -35,14 +35,14 @@ class Pixels:
 
     rows: dict[Any, int] = field(default_factory=dict)
     pictures: list[torch.Tensor] = field(default_factory=list)
-    views: list[views.View] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
     sources: list[Any] = field(default_factory=list)
 
     def row(self, source: Any) -> int | None:
         """The row of a picture that is there already."""
         return self.rows.get(_key(source))
 
-    def add(self, source: Any, picture: torch.Tensor, view: views.View) -> int:
+    def add(self, source: Any, picture: torch.Tensor, view: View) -> int:
         """Keeps a picture; its row."""
         self.rows[_key(source)] = len(self.pictures)
         self.pictures.append(picture)
@@ -55,7 +55,7 @@ def _key(source: Any) -> Any:
     if isinstance(source, (str, Path)):
         return str(source)
     if isinstance(source, np.ndarray):  # equal pictures are one, whoever holds them
-        return source.shape, source.dtype.str, hashlib.blake2b(np.ascontiguousarray(source), digest_size=16).digest()
+        return source.shape, source.dtype.str, hashlib.blake2b(np.ascontiguousarray(source).tobytes(), digest_size=16).digest()
     return id(source)
 
 
@@ -87,7 +87,7 @@ def _read(source: Any, pixels: Pixels, processor: Any) -> int:
     return pixels.add(source, *grid_pixels(source, processor)) if known is None else known
 
 
-def grid_pixels(image: Any, processor: Any) -> tuple[torch.Tensor, views.View]:
+def grid_pixels(image: Any, processor: Any) -> tuple[torch.Tensor, View]:
     """A picture as the tower takes it, (3, S, S) float32, and its View."""
     mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     fill = [round(255 * value) for value in processor.image_mean]  # borders are the mean colour: zero after normalisation

@@ -52,7 +52,6 @@ class HandVLMTrainer(Trainer):
         config.__dict__.pop("use_cache", None)  # the Trainer turns it off for good; here it is off in the forward pass only
         config.__dict__.update(had)
         self.path_token = getattr(config, "trajectory_token_id", None)
-        self.has_paths = self.path_token is not None
         self.settings, self.prefix, self.folder, self.position = settings, prefix, folder, position
         self.frozen = frozen_modules(self.model, settings.parts)
         self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if type(c).__name__ != "PrinterCallback"]
@@ -91,8 +90,8 @@ class HandVLMTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """transformers' count of supervised tokens; beside it every batch is told the valid hand-steps of the whole optimiser step."""
-        if self.has_paths:
-            steps = sum((hand_steps(batch, self.path_token) for batch in batch_samples), torch.zeros((), dtype=torch.long))
+        if self.path_token is not None:
+            steps = torch.stack([hand_steps(batch, self.path_token) for batch in batch_samples]).sum() if batch_samples else torch.zeros(())
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
                 steps = self.accelerator.gather(steps.to(device)).sum()
             for batch in batch_samples:

@@ -105,7 +105,7 @@ def make_clips(folder: str | Path, settings: ClipSettings, count: int, workers: 
         yield from journal.fill(folder, "clips.jsonl", "manifest.json", settings.manifest(), write, count, workers)
     finally:
         if (folder / "clips.jsonl").is_file():
-            write_text(folder / ANNOTATIONS[settings.split], annotations(read_clip_records(folder)))
+            write_text(folder / ANNOTATIONS[settings.split], annotation_rows(read_clip_records(folder)))
 
 
 def read_clip_records(folder: str | Path) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def read_clip_records(folder: str | Path) -> list[dict[str, Any]]:
     return journal.read_lines(Path(folder) / "clips.jsonl", "make it with scripts/make_synthetic.py clips")
 
 
-def annotations(records: list[dict[str, Any]]) -> str:
+def annotation_rows(records: list[dict[str, Any]]) -> str:
     """The annotation file of clips, in EPIC-KITCHENS-100's columns."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")

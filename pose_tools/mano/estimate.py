@@ -103,8 +103,10 @@ def fit_landmarks(place: HandInPicture, landmarks: np.ndarray, mano: Mano, netwo
     """
     from pose_tools.mano import ik
 
-    start = network and {name: torch.tensor(np.asarray(getattr(network.pose, name))[None], dtype=torch.float32)
-                         for name in ("global_orient", "hand_pose", "transl")}  # fmt: skip
+    start = None
+    if network is not None:
+        parameters = {name: np.asarray(getattr(network.pose, name))[None] for name in ("global_orient", "hand_pose", "transl")}
+        start = {name: torch.tensor(value, dtype=torch.float32) for name, value in parameters.items()}
     pixels = torch.tensor(landmarks[None], dtype=torch.float32)
     try:
         found = ik.fit(pixels, mano=mano, intrinsics=torch.tensor(place.intrinsics, dtype=torch.float32), init=start)
@@ -113,6 +115,7 @@ def fit_landmarks(place: HandInPicture, landmarks: np.ndarray, mano: Mano, netwo
         return None
     with torch.no_grad():
         posed = mano(found.global_orient, found.hand_pose, found.betas, found.transl)
-    values = [value[0].double().numpy() for value in found[:4]]
-    pose = HandPose(place.side, *values, posed.joints[0].double().numpy(), confidence=network.pose.confidence if network else None)
+    orient, pose, betas, transl, joints = (value[0].double().numpy() for value in (*found[:4], posed.joints))
+    confidence = network.pose.confidence if network else None
+    pose = HandPose(place.side, orient, pose, betas, transl, joints, confidence)
     return EstimatedHand(pose, posed.vertices[0].double().numpy(), landmarks, network.expected_mm if network else float("nan"))

@@ -160,4 +160,4 @@ def result_of(hand: Hand, state: State, view: View, iterations: torch.Tensor, gi
     distance = residuals(hand, state, view).norm(dim=2) * view.unit[:, None]
     residual = (distance * view.weight).sum(1) / view.weight.sum(1).clamp(min=1e-12)
     floats = (matrix_to_axis_angle(state.root), state.pose, state.betas, state.transl, state.log_scale[:, 0].exp(), residual)
-    return IKResult(*(x.to(given.dtype) for x in floats), iterations)
+    return IKResult._make([*(x.to(given.dtype) for x in floats), iterations])

@@ -130,7 +130,8 @@ def _pose(hand: Hand, state: State) -> _Posed:
         here = here + (turn @ (chain[:, :, level] - at)[..., None])[..., 0]
         parents.append(turn)
         turn, at = turn @ local[:, :, level], chain[:, :, level]
-        worlds.append(turn), places.append(here)
+        worlds.append(turn)
+        places.append(here)
     world = torch.cat([state.root[:, None], torch.stack(worlds, 2).flatten(1, 2)], 1)
     joints = torch.cat([wrist[:, None], torch.stack(places, 2).flatten(1, 2)], 1)
     flesh = rotations.flatten(1) @ hand.tip_blend.flatten(0, 1) + state.betas @ hand.tip_dirs.flatten(1)

@@ -46,7 +46,7 @@ def fit_clip(
     if not fps > 0:
         raise ValueError(f"fps={fps}: expected frames per second above 0")
     joints, confidence, seen = _present(joints, confidence)
-    settings = {"mano": mano, "tips": tips, "noise": noise}
+    settings: dict[str, Any] = {"mano": mano, "tips": tips, "noise": noise}
     first = ik.fit(joints[seen], intrinsics=_rows(intrinsics, seen), confidence=confidence[seen], betas=_rows(betas, seen), **settings)
     # Frames without landmarks stand in with others' and the weight 0.
     nearest = _nearest(seen)

@@ -53,7 +53,9 @@ def _limits(flip: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     def limit(joint: int, axis: np.ndarray, least: float, most: float) -> None:
         row = np.zeros((15, 3))
         row[joint] = axis * np.array([1.0, flip, flip])
-        rows.append(row.ravel()), low.append(least - MARGIN), high.append(most + MARGIN)
+        rows.append(row.ravel())
+        low.append(least - MARGIN)
+        high.append(most + MARGIN)
 
     for finger in range(5):
         # Across the bending axis: sideways at the first joint, not at all at the others; along the bone: twist.

@@ -17,7 +17,7 @@ import numpy as np
 
 from pose_tools.files import atomic_path, write_text
 from pose_tools.mano.crops import hand_view, warp
-from pose_tools.types import HandPose, HandSample
+from pose_tools.types import HandPose, HandSample, Side
 
 Row = tuple[dict[str, np.ndarray], np.ndarray]
 _POSE = {"global_orient": 3, "hand_pose": 45, "betas": 10, "transl": 3}
@@ -86,10 +86,10 @@ class SampleCache(Sequence[HandSample]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
         row = {name: values[index] for name, values in self.labels.items()}
-        side = "right" if row["right"] else "left"
+        side: Side = "right" if row["right"] else "left"
         pose = None
         if not np.isnan(row["betas"]).any():
-            pose = HandPose(side, *(row[name] for name in _POSE), joints_3d=row["joints_3d"])  # type: ignore[arg-type]
+            pose = HandPose(side, **{name: row[name] for name in _POSE}, joints_3d=row["joints_3d"])
         known = {name: None if np.isnan(row[name]).all() else row[name] for name in ("intrinsics", "joints_2d", "joints_3d")}
         return HandSample(
             image=np.asarray(self.pictures[index]), side=side, bbox_xyxy=row["bbox"], joints_valid=row["valid"], pose=pose,

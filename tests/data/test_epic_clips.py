@@ -1,6 +1,6 @@
 """Clips on disk: what the writer wrote is what the reader reads; an interrupted run is a whole one; broken folders say what is broken."""
 
-from __future__ import annotations
+from __future__ import annotation_rows
 
 import logging
 import os
@@ -15,7 +15,7 @@ from data.epic_clips import EpicClips, read_clips
 from data.epic_kitchens import EpicError, observed_frames, read_actions, read_label
 from data.groups import DatasetError, open_groups
 from data.synthetic import clip_questions, epic_writer, factors
-from data.synthetic.epic_writer import START_FRAME, ClipSettings, annotations, make_clips, read_clip_records
+from data.synthetic.epic_writer import START_FRAME, ClipSettings, annotation_rows, make_clips, read_clip_records
 from pose_tools.body_models.read import UnsafePickleError
 
 SIZE = 96
@@ -170,7 +170,7 @@ def test_folders_that_are_none(tmp_path: Path):
     with pytest.raises(EpicError, match="no annotation files"):
         EpicClips(tmp_path)
     for name in ("EPIC_100_train.csv", "EPIC_100_validation.csv"):
-        (tmp_path / name).write_text(annotations([]))
+        (tmp_path / name).write_text(annotation_rows([]))
     with pytest.raises(EpicError, match="several annotation files"):
         EpicClips(tmp_path)
     with pytest.raises(EpicError, match="no clip can be used"):
