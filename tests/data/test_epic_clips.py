@@ -1,6 +1,6 @@
 """Clips on disk: what the writer wrote is what the reader reads; an interrupted run is a whole one; broken folders say what is broken."""
 
-from __future__ import annotation_rows
+from __future__ import annotations
 
 import logging
 import os
