@@ -66,7 +66,7 @@ def test_the_crops_pixels_are_where_its_joints_are():
 def test_a_left_hand_is_the_mirrored_right_hand():
     hand = sample(7)
     one, other = (HandCrops([h], 64).sample(0) for h in (hand, mirrored(hand)))
-    assert np.array_equal(one["pixels"], other["pixels"])
+    assert np.abs(one["pixels"].astype(int) - other["pixels"]).max() <= 1  # OpenCV's weights are whole numbers
     for name in one:
         if name != "pixels":
             np.testing.assert_allclose(one[name], other[name], atol=2e-5, err_msg=name)
@@ -144,7 +144,8 @@ def test_cached_equals_uncached(tmp_path):
     plain, small = HandCrops(many, 64), HandCrops(cache, 64)
     for i in range(3):
         one, other = plain.sample(i), small.sample(i)
-        for name in one.keys() - {"pixels", "vertices", "has_vertices"}:
+        assumed = {"projection"} if many[i].intrinsics is None else set()  # a camera of the picture at hand, large or small
+        for name in one.keys() - {"pixels", "vertices", "has_vertices"} - assumed:
             np.testing.assert_allclose(other[name], one[name], atol=2e-5, err_msg=name)
     smooth = [replace(hand, image=np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], hand.image.shape)) for hand in many[:1]]
     sample_cache.build(map(partial(sample_cache.row, smooth, 96, 1.9), range(1)), tmp_path, count=1, size=96, margin=1.9, key="one")
@@ -171,7 +172,7 @@ def test_metrics_and_the_alarm(caplog):
     truth = replace(prediction, joints_3d=batch["joints_3d"] - batch["joints_3d"][:, :1])
     perfect = score(truth, batch)
     assert perfect["pa_mpjpe"] < 1e-3 and perfect["mpjpe"] < 1e-3 and perfect["spread"] == pytest.approx(1)
-    assert perfect["constant_mpjpe"] == pytest.approx(metrics["constant_mpjpe"]) and not caplog.text
+    assert perfect["constant_mpjpe"] == pytest.approx(metrics["constant_mpjpe"]) and "COLLAPSE" not in caplog.text
     known = truth.joints_3d.clone()
     known[:2, 1:] += 0.01 * torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(0))
     doubt = torch.full((10, 21), -6.0)
