@@ -7,11 +7,13 @@ equals an uninterrupted one bit for bit on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,7 @@ def _trainer(
 ) -> HandVLMTrainer:
     """Applies the freeze plan, writes it down, and makes the trainer."""
     prefix = embedding_prefix(model)
+    set_seed(settings.seed)  # fresh LoRA matrices do not depend on how many numbers loading has drawn, which ZeRO-3 changes
     model = choose_what_trains(model, settings, processor, base, zero3=_zero_stage(arguments) == 3)
     validation = None
     if settings.validation is not None:
@@ -222,12 +225,29 @@ def _start_folder(settings: FinetuneSettings, arguments: TrainingArguments, fold
     with arguments.main_process_first(desc="building the model"):
         if not start.is_dir():
             logger.info("building a new model in %s", start)
-            model, processor = make_start(settings)
+            with _whole_parameters(arguments):
+                model, processor = make_start(settings)
             with folder.saving("the new model") as staging:
                 model.save_pretrained(staging / START)
                 processor.save_pretrained(staging / START)
                 folder.publish(staging / START, start)
     return start
+
+
+@contextlib.contextmanager
+def _whole_parameters(arguments: TrainingArguments) -> Iterator[None]:
+    """While this lasts, models are made whole although the run uses ZeRO-3, which would share them out among processes that wait."""
+    config = getattr(arguments, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
 
 
 def _open(folder: RunFolder, settings: FinetuneSettings, resume: bool, overwrite: bool) -> None:

@@ -157,8 +157,10 @@ def test_a_reply_survives_its_record_to_a_thousandth_of_a_pixel() -> None:
         ("<hand_traj>" * 3, 4, "3 steps, expected 4"),
         ("<hand_traj>" * 7, 4, "7 steps, expected 4"),
         ("I cannot say", 4, "0 paths, expected one"),
-        ("none", 4, "NoneAnswer"),
-        ("[1, 2, 3, 4] " + "<hand_traj>" * 4, 4, "BoxAnswer"),
+        ("none", 4, "0 paths, expected one"),
+        ("[1, 2, 3, 4] " + "<hand_traj>" * 4, 4, None),
+        ("[4, 3, 2] " + "<hand_traj>" * 4, 4, None),  # where the goal is cannot be read, but the path can
+        ('<tool_call>{"name": "x"}</tool_call>' + "<hand_traj>" * 4, 4, "ToolCallAnswer"),
         ("<hand_traj>" * 4 + " and " + "<hand_traj>" * 4, 8, "steps"),
     ],
 )

@@ -22,7 +22,6 @@ from vlm.vision import fourier_code, sine_grid
 
 SHORT = ["steps=4", "save_every=2", "log_every=1", "workers=0", "tensorboard=false", "tokenizer_rows=8", "accumulate=1"]
 EXACT = ["dtype=float32", "autocast=none", "lora.dropout=0", "optimizer.lr=1e-2", "optimizer.warmup_steps=1", "optimizer.epsilon=1e-3"]
-EXACT += ["optimizer.schedule=constant"]  # the rate of a run that is to be taken up again
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the published make, for the recipe that starts from one."""
     folder = tmp_path_factory.mktemp("base")
     model, processor = tiny("minigpt", template="vlm4hoi", llama={"max_position_embeddings": 4096})
-    model.save_pretrained(folder), processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -79,9 +79,9 @@ def test_places_and_numbers_of_merged_patches_share_one_code() -> None:
 
 @pytest.mark.slow
 @pytest.mark.two_process
-@pytest.mark.parametrize("recipe, stage", [("vlm4hoi_7b", 2), ("vlm4hoi_7b", 3), ("vlm4hoi_small", 3)])
+@pytest.mark.parametrize("recipe, stage", [("vlm4hoi_7b", 2), ("vlm4hoi_7b", 3)])
 def test_two_processes_under_zero_equal_one(recipe, stage, world: Path, base: Path, tmp_path: Path, root: Path, free_port: int) -> None:
-    """Losses and weights; and a resumed run under ZeRO equals an uninterrupted one."""
+    """Losses and weights."""
     config = root / "scripts/configs" / f"{recipe}.yaml"
     alone = changes(recipe, world, base, tmp_path / "one", *EXACT, "batch_size=2", "deepspeed=null")
     plain = finetune(load(FinetuneSettings, config, alone))
@@ -89,14 +89,22 @@ def test_two_processes_under_zero_equal_one(recipe, stage, world: Path, base: Pa
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port)]
     command += [str(root / "tests/vlm/zero_ranks.py"), str(config)]
     sets = [word for change in changes(recipe, world, base, tmp_path / "two", *sharded) for word in ("--set", change)]
-    subprocess.run([*command, *sets, "--set", "steps=2"], check=True, timeout=400, cwd=root)
-    subprocess.run([*command, *sets, "--resume"], check=True, timeout=400, cwd=root)
+    run_group([*command, *sets], root)
     assert losses(tmp_path / "two") == pytest.approx(losses(plain), abs=1e-3)
     one, two = (_tensors(folder) for folder in (plain, tmp_path / "two"))
     assert one.keys() == two.keys() and all(value.numel() for value in two.values())
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     HandVLM.from_pretrained(tmp_path / "two")
+
+
+def run_group(command: list[str], root: Path) -> None:
+    """Runs torchrun to its end; told to stop, it ends processes that hang."""
+    with subprocess.Popen(command, cwd=root) as process:
+        try:
+            assert process.wait(timeout=140) == 0
+        finally:
+            process.terminate()
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

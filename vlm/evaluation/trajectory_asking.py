@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pose_tools.views import View
-from vlm.answers import BoxAnswer, Paths, TextAnswer, TrajectoryAnswer, parse
+from vlm.answers import TRAJECTORY_TOKEN, Paths, ToolCallAnswer, TrajectoryAnswer, Unparsed, parse
 from vlm.evaluation.asking import Asker
 from vlm.evaluation.trajectory_scoring import PathReply
 
@@ -50,14 +50,20 @@ class PathAsker:
 def path_reply(text: str, view: View, dialect: str, paths: Paths | None) -> PathReply:
     """What a model's text and points say, in the original pixels of `view`, the clip's last frame.
 
-    Anything but words, boxes (the goal's) and one path of `paths.steps` steps is no answer.
+    An answer has exactly one path, of `paths.steps` steps, and calls no tool; words and boxes beside it, which say what the goal is, may be
+    as they like.
     """
     answers = parse(text, view, dialect, paths)
     said = [answer for answer in answers if isinstance(answer, TrajectoryAnswer)]
-    others = [answer for answer in answers if not isinstance(answer, (TrajectoryAnswer, TextAnswer, BoxAnswer))]
+    others = [answer for answer in answers if isinstance(answer, ToolCallAnswer) or _broken_path(answer)]
     if others or len(said) != 1:
         reason = getattr(others[0], "reason", type(others[0]).__name__) if others else f"{len(said)} paths, expected one"
         return PathReply(None, output=text, reason=reason)
     answer = said[0]
     futures = None if answer.samples is None else np.concatenate([answer.points[None], answer.samples])
     return PathReply(answer.points, futures, answer.spread, text)
+
+
+def _broken_path(answer: Any) -> bool:
+    """Path tokens that make no path of the asked number of steps."""
+    return isinstance(answer, Unparsed) and TRAJECTORY_TOKEN in answer.text
