@@ -146,4 +146,5 @@ TOOL = Tool(
     draw=draw,
     version=_version,
     looks_at="clip",
+    by_default=False,  # its tokens say the same to the shipped model, which was never taught to call it, and answers worse beside an offer
 )

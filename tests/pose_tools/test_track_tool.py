@@ -120,15 +120,17 @@ def test_what_cannot_be_followed_is_said():
 def test_tools_are_offered_for_what_is_there():
     picture, moving = clip(30).frames, clip(*MOVING)
     assert tools_for(Media()) == () and tools_for(Media(images=picture)) == ("detect_hands",)
-    assert tools_for(moving) == ("track_hands",)
-    assert tools_for(replace(moving, images=picture)) == ("detect_hands", "track_hands")
+    assert tools_for(moving) == () and tools_for(replace(moving, images=picture)) == ("detect_hands",)
     (schema,) = schemas(["track_hands"])
     assert set(schema["function"]["parameters"]["properties"]) == {"hand", "smooth"}
 
 
-def test_a_tool_that_is_not_offered_by_default_can_be_called(monkeypatch):
-    monkeypatch.setitem(tools.TOOLS, "track_hands", replace(TOOL, by_default=False))
+def test_a_tool_that_is_not_offered_by_default_can_be_called_and_offered(monkeypatch):
     assert tools_for(clip(*MOVING)) == () and call("track_hands", clip(*MOVING)).data["frames"] == 10
+    monkeypatch.setitem(tools.TOOLS, "track_hands", replace(TOOL, by_default=True))
+    picture = (clip(*MOVING).frames[0],)
+    assert tools_for(clip(*MOVING)) == ("track_hands",) and tools_for(Media(images=picture)) == ("detect_hands",)
+    assert tools_for(replace(clip(*MOVING), images=picture)) == ("detect_hands", "track_hands")
 
 
 def test_the_picture_is_the_last_frame_with_the_paths_on_it():
