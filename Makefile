@@ -52,7 +52,7 @@ wheel: venv-test ## dist/handvlm-*.whl (packages vlm, pose_tools, data)
 venv: $(RUN_STAMP) ## .venv with what `make run` needs
 	@$(PY) scripts/doctor.py --torch
 
-venv-test: $(TEST_STAMP) ## .venv with the training, quantisation, demo and development extras too
+venv-test: $(TEST_STAMP) ## .venv with the training, quantisation, demo, mining and development extras too
 	@$(PY) scripts/doctor.py --torch
 
 $(RUN_STAMP):
@@ -64,7 +64,7 @@ $(DEMO_STAMP):
 	@rm -f $(VENV)/.installed-run-* $(VENV)/.installed-demo-* && touch $(RUN_STAMP) $@
 
 $(TEST_STAMP):
-	@scripts/install.sh $(VENV) hands,render,train,quant,demo,dev $(TORCH) $(PYTHON)
+	@scripts/install.sh $(VENV) hands,render,train,quant,demo,mining,dev $(TORCH) $(PYTHON)
 	@rm -f $(VENV)/.installed-run-* $(VENV)/.installed-demo-* $(VENV)/.installed-test-* && touch $(RUN_STAMP) $(DEMO_STAMP) $@
 
 clean: ## remove build products (not .venv, not outputs)
