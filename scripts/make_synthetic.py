@@ -5,8 +5,8 @@
 
 `stills` writes OUT/SPLIT, `clips` too: ten observed frames a clip in EPIC-KITCHENS' layout, and the paths that follow. `hoi-qa`
 and the data sets of hands (`freihand`, `ho3d`, `interhand`, `dexycb`, `assembly-hands`) write their published layout under OUT (FreiHAND's
-and HO-3D's evaluation set is the test split); `keypoints` writes a pool of 2-D hand poses in 2,000 videos for scripts/mine_hands.py. A run
-that was stopped goes on where it stopped; what is already there is kept.
+and HO-3D's evaluation set is the test split), `rooms` people in furnished rooms in EgoBody's; `keypoints` writes a pool of 2-D hand
+poses in 2,000 videos for scripts/mine_hands.py. A run that was stopped goes on where it stopped; what is already there is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tqdm import tqdm  # noqa: E402
 from data.synthetic import factors, scenes  # noqa: E402
 from data.synthetic.assembly_hands_writer import write_assembly_hands  # noqa: E402
 from data.synthetic.dexycb_writer import write_dexycb  # noqa: E402
+from data.synthetic.ego_body_writer import RoomError, write_ego_body  # noqa: E402
 from data.synthetic.epic_writer import ClipSettings, make_clips  # noqa: E402
 from data.synthetic.freihand_writer import write_freihand  # noqa: E402
 from data.synthetic.ho3d_writer import write_ho3d  # noqa: E402
@@ -44,7 +45,7 @@ HAND_SETS = {
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("stills", "clips", "hoi-qa", "keypoints", *HAND_SETS))
+    parser.add_argument("kind", choices=("stills", "clips", "hoi-qa", "rooms", "keypoints", *HAND_SETS))
     parser.add_argument("--out", type=Path, required=True, help="the data set's folder")
     parser.add_argument("--count", type=int, required=True, help="how many pictures (clips) there shall be")
     parser.add_argument("--seed", type=int, default=0)
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tqdm(total=options.count, unit="picture", desc=str(folder)) as bar:
             for there in counts:
                 bar.update(there - bar.n)
-    except (FolderError, FolderBusyError, OSError) as error:
+    except (FolderError, FolderBusyError, RoomError, OSError) as error:
         print(f"make_synthetic: {error}", file=sys.stderr)
         return 1
     return 0
@@ -71,6 +72,8 @@ def _writer(options: argparse.Namespace) -> tuple[Path, Iterator[int]]:
     """The folder to write and the generator that writes it."""
     if options.kind == "hoi-qa":
         return options.out, write_hoi_qa(options.out, options.split, options.seed, options.count, options.workers)
+    if options.kind == "rooms":
+        return options.out, write_ego_body(options.out, options.split, options.seed, options.count, options.workers)
     if options.kind in HAND_SETS:
         return options.out, HAND_SETS[options.kind](options.out, options.split, options.seed, options.count, options.workers)
     if options.kind == "keypoints":
