@@ -82,7 +82,8 @@ def _recording(split: factors.Split, seed: int, number: int) -> _Recording:
     clothes[2] = np.array([0.95, 0.75, 0.62]) * rng.uniform(0.45, 1.0)
     clothes[3] = np.array([0.35, 0.25, 0.18]) * rng.uniform(0.2, 1.6)
     kinect = _rigid(rng, [rng.uniform(-1, 1), 1.5, rng.uniform(-1, 1)])
-    return _Recording(f"recording_{split}_{seed}_{number:05d}", room, betas, bool(rng.random() < 0.5), clothes, kinect, _rigid(rng, rng.normal(0, 1, 3)))
+    female = bool(rng.random() < 0.5)
+    return _Recording(f"recording_{split}_{seed}_{number:05d}", room, betas, female, clothes, kinect, _rigid(rng, rng.normal(0, 1, 3)))
 
 
 def _rigid(rng: np.random.Generator, position: Any) -> np.ndarray:
