@@ -42,7 +42,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "mining": (("faiss-cpu", "webdataset", "pyarrow"), "similar hands in millions of pictures"),
     "vision": (("torchvision",), "torchvision's transforms, with a CUDA build of torch only"),
     "flash": (("kernels",), "flash attention on a GPU"),
-    "dev": (("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "mypy"), "make test"),
+    "dev": (("diffusers", "pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "mypy"), "make test"),
 }
 """Extra → its distributions and what they enable, as in pyproject.toml."""
 

@@ -101,9 +101,9 @@ def true_body(bodies: Any, parameters: Mapping[str, Tensor], gender: Tensor, *, 
     """
     pose = true_pose(parameters)
     transl = parameters["transl"] if placed else None
-    found = {name: pose_body(bodies[name], pose, parameters["betas"], transl) for name in ("male", "female")}
     if bodies["male"] is bodies["female"]:
-        return found["male"]
+        return pose_body(bodies["male"], pose, parameters["betas"], transl)
+    found = {name: pose_body(bodies[name], pose, parameters["betas"], transl) for name in ("male", "female")}
     pick = (gender == 1)[:, None, None]
     vertices, joints = (torch.where(pick, getattr(found["female"], n), getattr(found["male"], n)) for n in ("vertices", "joints"))
     return PosedBody(vertices, joints, pose)
@@ -114,7 +114,7 @@ def true_pose(parameters: Mapping[str, Tensor]) -> Tensor:
     parts = []
     for name, count in (("global_orient", 1), ("body_pose", JOINTS - 1)):
         value = parameters[name]
-        if value.shape[-2:] == (3, 3):
+        if value.dim() > 2 and value.shape[-2:] == (3, 3):  # three people's axis-angle is (3, 3) too
             parts.append(value.reshape(-1, count, 3, 3))
         elif value[0].numel() == 3 * count:
             parts.append(axis_angle_to_matrix(value.reshape(-1, count, 3)))

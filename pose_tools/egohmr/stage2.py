@@ -265,6 +265,7 @@ class Stage2(nn.Module):
         noise: Tensor | None = None,
         x_t: Tensor | None = None,
         drop_image: Tensor | None = None,
+        transl: Tensor | None = None,
         field: BodyField | None = None,
         loose: bool = False,
         weights: Mapping[str, float] | None = None,
@@ -273,12 +274,13 @@ class Stage2(nn.Module):
 
         Args:
             t: (B,) steps, noise: (B, 144) standard normal (None draws them); x_t: (B, 24, 6) in place of what they make of the true pose.
-            drop_image: (B,) bool, pictures to leave out (None draws them in training mode). field: adds the scene penetration (from the
+            drop_image: (B,) bool, pictures to leave out (None draws them in training mode). transl: (B, 3) metres that the
+                network is told (None: the true one). field: adds the scene penetration (from the
             epoch on that the caller chooses). loose: the visibility map; training uses the strict one.
         """
         params = batch["smpl_params"]
         truth = true_body(self.bodies, params, batch["gender"])
-        features = self.encode(batch, transl=params["transl"], loose=loose)
+        features = self.encode(batch, transl=params["transl"] if transl is None else transl, loose=loose)
         count, device = len(features), features.betas.device
         t = torch.randint(self.schedule.steps, (count,), device=device) if t is None else t
         if x_t is None:
@@ -288,7 +290,7 @@ class Stage2(nn.Module):
             drop_image = torch.rand(count, device=device) < (self.config.image_drop if self.training else 0.0)
         pose6d, pose = self.decode(self.denoise(x_t.reshape(count, 24, 6), t, features, image=~drop_image))
         body = pose_body(self.smpl, pose, features.betas)
-        placed = keypoints_45(body) + features.transl[:, None]
+        placed = keypoints_45(body) + params["transl"][:, None]
         in_2d = camera.project_normalised(placed[:, list(BODY_25)], batch)[:, None]
         joints = body.joints[:, None]
         terms = {
