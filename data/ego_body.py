@@ -263,7 +263,7 @@ def normalised_crop(
     picture = np.ascontiguousarray(picture[:, ::-1]) if flip else picture
     cut = cv2.warpAffine(picture, matrix, (side, side), flags=cv2.INTER_LINEAR).astype(np.float32)
     cut = np.clip(cut * np.asarray(gain, np.float32), 0, 255)
-    return ((cut - 255 * np.float32(MEAN)) / (255 * np.float32(STD))).transpose(2, 0, 1)
+    return ((cut - 255 * np.asarray(MEAN, np.float32)) / (255 * np.asarray(STD, np.float32))).transpose(2, 0, 1)
 
 
 @lru_cache(maxsize=4)

@@ -60,7 +60,7 @@ def scan_of(folder: Path, scene: str) -> np.ndarray:
 
 
 def preprocess_stage1(
-    folder: str | Path, split: str, out: str | Path, *, target: int = TARGET, spacing: int = SPACING, workers: int = 1
+    folder: str | Path, split: Any, out: str | Path, *, target: int = TARGET, spacing: int = SPACING, workers: int = 1
 ) -> Iterator[int]:
     """Writes stage 1's two pickles of a split; yields how many clouds there are, first what was there. Raises EgoBodyError, SceneError."""
     folder, out = Path(folder), Path(out)

@@ -228,11 +228,13 @@ def _write_annotations(folder: Path, split: factors.Split, records: list[dict[st
         "3d_joints_pv", "gender", "place", *_BOOLS,
     ]  # fmt: skip
     with atomic_path(folder / "annotation_egocentric_smpl_npz" / f"egocapture_{split}_smpl.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, **{name: np.array([record[name] for record in records]) for name in names})
+        columns: Any = {name: np.array([record[name] for record in records]) for name in names}
+        np.savez_compressed(file, **columns)
 
 
 def _write_transforms(folder: Path) -> None:
     """What belongs to all splits of the folder together: the list of recordings and the cameras of every frame."""
+    transforms: dict[str, Any]
     rows, transforms = ["recording_name,scene_name,body_idx_0,body_idx_1,body_idx_fpv,start_frame,end_frame"], {}
     for split in factors.SPLITS:
         if not (folder / f"frames-{split}.jsonl").is_file():

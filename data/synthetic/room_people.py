@@ -70,7 +70,7 @@ def put_person(rng: np.random.Generator, room: Room, place: Place, betas: np.nda
 def points_inside(person: Person, points: np.ndarray) -> int:
     """How many of `points` (N, 3) lie in the person's capsules."""
     pose = torch.from_numpy(np.concatenate([person.global_orient, person.body_pose]).reshape(1, 24, 3))
-    posed = PosedBody(*(torch.from_numpy(x)[None] for x in (person.vertices, person.joints)), axis_angle_to_matrix(pose))
+    posed = PosedBody(torch.from_numpy(person.vertices)[None], torch.from_numpy(person.joints)[None], axis_angle_to_matrix(pose))
     close = ((points >= person.vertices.min(0)) & (points <= person.vertices.max(0))).all(1)
     near, valid = near_points(posed, torch.from_numpy(points[close])[None])
     return int((valid & field().inside(posed, near)).sum()) if near.shape[1] else 0

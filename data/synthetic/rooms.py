@@ -82,8 +82,8 @@ class _Builder:
         self.panel(low_ + dx, dy, dz, colour)
 
     def room(self, places: list[Place], size: tuple[float, float]) -> Room:
-        found = (np.concatenate(part) for part in (self.vertices, self.faces, self.colours))
-        return Room(*found, tuple(places), size)
+        vertices, faces, colours = (np.concatenate(part) for part in (self.vertices, self.faces, self.colours))
+        return Room(vertices, faces, colours, tuple(places), size)
 
 
 def make_room(rng: np.random.Generator) -> Room:

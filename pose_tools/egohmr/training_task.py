@@ -101,7 +101,7 @@ class StageTask:
         return len(self.people) if self.limit is None else min(self.limit, len(self.people))
 
     def sample(self, index: int, epoch: int) -> dict[str, np.ndarray]:
-        found = flat(self.people.item(index, epoch)) | {"epoch": np.int64(epoch)}
+        found = flat(self.people.item(index, epoch)) | {"epoch": np.asarray(epoch)}
         if self.real is not None:
             row = np.random.default_rng([self.seed, index, epoch, 1]).integers(len(self.real["betas"]))
             found |= {"real_pose": self.real["body_pose"][row], "real_betas": self.real["betas"][row]}
