@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pose_tools.files import FolderBusyError, atomic_path, exclusive, write_text
+from pose_tools.simhand.optim import LARS, published_groups, warmup_cosine
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,10 @@ class TrainingSettings:
     final_factor: float = 0.02
     weight_decay: float = 0.05
     adam_betas: tuple[float, float] = (0.9, 0.98)
+    optimizer: Literal["adamw", "lars"] = "adamw"
+    """"lars": LARS around Adam with SiMHand's groups (see `pose_tools.simhand.optim`); set max_grad_norm to inf with it."""
+    schedule: Literal["line", "cosine"] = "line"
+    """"cosine": SiMHand's, from 0 up over `warmup_steps`, then a cosine down to `final_factor` of the height."""
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -115,11 +120,25 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
-    """Rises over `warmup_steps`, stays, and falls in a line over the last `decay_fraction` of the steps."""
+    """Rises over `warmup_steps`, stays, and falls in a line over the last `decay_fraction` of the steps; or the cosine."""
+    if settings.schedule == "cosine":
+        height = settings.learning_rate
+        return warmup_cosine(step, settings.warmup_steps, settings.max_steps, height, settings.final_factor * height)
     warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
     decay_steps = max(1.0, settings.decay_fraction * settings.max_steps)
     left = min(1.0, max(0.0, (settings.max_steps - step) / decay_steps))
     return settings.learning_rate * min(warm, settings.final_factor + (1 - settings.final_factor) * left)
+
+
+def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW without decay for vectors, or LARS around Adam without decay for what is named a bias."""
+    if settings.optimizer == "lars":
+        decayed = published_groups(model.named_parameters(), settings.weight_decay)
+        return LARS(torch.optim.Adam(decayed, lr=settings.learning_rate, betas=settings.adam_betas))
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.adam_betas, fused=True)
 
 
 def step_indices(step: int, length: int, batch_size: int, seed: int) -> tuple[int, np.ndarray]:
@@ -161,10 +180,7 @@ class _Run:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.raw = model.to(memory_format=torch.channels_last) if settings.channels_last else model
         self.ema = copy.deepcopy(self.raw).requires_grad_(False).eval().to(self.accelerator.device)
-        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-        vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.adam_betas, fused=True)
+        optimizer = make_optimizer(model, settings)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
         self.step = 0
         self.best: dict[str, float] | None = None

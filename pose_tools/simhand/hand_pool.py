@@ -1,0 +1,63 @@
+"""Hands to pre-train on: pictures with 2-D key points, all as right hands, and the mined partner of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pose_tools.simhand.mining import mine
+from pose_tools.simhand.pose_space import Normalise
+from pose_tools.types import HandSample
+
+CROP_SCALE = 1.3
+"""Side of the square, in hand boxes, whose fractions the mined key points are (the published crop)."""
+
+
+@dataclass(frozen=True)
+class Hand:
+    """A right hand: picture uint8 (H, W, 3); key points (21, 2) in its pixels; joints (21, 3) metres or NaN, FreiHAND order."""
+
+    image: np.ndarray
+    joints_2d: np.ndarray
+    joints_3d: np.ndarray
+
+
+class HandPool(Sequence[Hand]):
+    """Samples as right hands: pictures and labels of left ones are mirrored. `numbers`: which of `samples`, all by default.
+
+    Hands of one annotation or recording (`videos` (N,), any integers) are never mined as each other's partner.
+    """
+
+    def __init__(self, samples: Sequence[HandSample], videos: np.ndarray, numbers: np.ndarray | None = None) -> None:
+        self.samples = samples
+        self.numbers = np.arange(len(samples)) if numbers is None else np.asarray(numbers, np.int64)
+        self.videos = np.asarray(videos)[self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+        sample = self.samples[int(self.numbers[index])]
+        image, missing = np.asarray(sample.image), np.full((21, 3), np.nan)
+        joints_2d = np.array(missing[:, :2] if sample.joints_2d is None else sample.joints_2d, np.float32)
+        joints_3d = np.array(missing if sample.joints_3d is None else sample.joints_3d, np.float64)
+        if sample.side == "left":
+            image = np.ascontiguousarray(image[:, ::-1])
+            joints_2d[:, 0] = image.shape[1] - joints_2d[:, 0]
+            joints_3d[:, 0] *= -1
+        return Hand(image, joints_2d, joints_3d)
+
+    def key_points(self) -> np.ndarray:
+        """(N, 21, 2) fractions of the square of `CROP_SCALE` boxes around each hand, NaN where there are none."""
+        found = np.empty((len(self), 21, 2), np.float32)
+        for i, hand in enumerate(self):
+            low, high = hand.joints_2d.min(0), hand.joints_2d.max(0)
+            side = max(float((high - low).max()) * CROP_SCALE, 1e-6)
+            found[i] = (hand.joints_2d - (low + high) / 2) / side + 0.5
+        return found
+
+    def partners(self, *, dims: int = 14, normalise: Normalise = "none", rank: int = 0) -> np.ndarray:
+        """(N,) number of each hand's `rank`-th most similar hand of another video; −1 where there is none."""
+        return mine(self.key_points(), self.videos, rank + 1, dims=dims, normalise=normalise)[0][:, rank]

@@ -1,0 +1,108 @@
+"""Contrastive pre-training as a task of the one training loop (`pose_tools.training`)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pose_tools.simhand.experiments import Experiment, LossSettings, contrastive_loss
+from pose_tools.simhand.hand_pool import Hand, HandPool
+from pose_tools.simhand.probe import embed, pixels_to_input, probe_metrics
+from pose_tools.simhand.views import make_view
+
+PLAIN_VIEW: dict[str, Any] = {}
+"""No turn, no shift, no colour: what an encoder is judged, and later used, on."""
+
+
+def plain_pixels(hand: Hand, size: int) -> np.ndarray:
+    """The hand's crop around its key points, nothing drawn: uint8 (3, size, size)."""
+    return _planes(make_view(hand.image, hand.joints_2d, parameters=PLAIN_VIEW)[0], size)
+
+
+def _planes(view: np.ndarray, size: int) -> np.ndarray:
+    small = view if len(view) == size else cv2.resize(view, (size, size), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(small.transpose(2, 0, 1))
+
+
+def _labelled(pool: HandPool, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Plain crops uint8 (N, 3, size, size) and joints (N, 21, 3) of the hands whose joints are known; ValueError when none are."""
+    hands = [hand for hand in pool if np.isfinite(hand.joints_3d).all()]
+    if not hands:
+        raise ValueError(f"none of {len(pool)} hands to judge by has 3-D joints: judge by a data set that has them")
+    return np.stack([plain_pixels(hand, size) for hand in hands]), np.stack([hand.joints_3d for hand in hands])
+
+
+class PretrainingTask:
+    """Pairs of views of `pool`'s hands; `partners` (N,) for the mined kinds (−1: left out), judged on hands with 3-D joints.
+
+    `probe`, `held_out`: hands the linear probe is fitted on, and those it and the retrieval are scored on. A batch is one loss,
+    so it cannot be accumulated: micro_batch_size × processes must be batch_size (negatives come from all processes).
+    """
+
+    weights = {"contrastive": 1.0}
+
+    def __init__(
+        self,
+        pool: HandPool,
+        kind: Experiment,
+        probe: HandPool,
+        held_out: HandPool,
+        *,
+        partners: np.ndarray | None = None,
+        loss: LossSettings | None = None,
+        size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        if kind.mined and (partners is None or len(partners) != len(pool)):
+            got = "none" if partners is None else str(len(partners))
+            raise ValueError(f"{kind.name} pairs similar hands: expected partners of {len(pool)} hands, got {got}; mine them first")
+        self.pool, self.kind, self.partners, self.size, self.seed = pool, kind, partners, size, seed
+        self.loss = LossSettings() if loss is None else loss
+        self.usable = np.flatnonzero(partners >= 0) if kind.mined and partners is not None else np.arange(len(pool))
+        self.judged = [_labelled(part, size) for part in (probe, held_out)]
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def sample(self, index: int, epoch: int) -> dict[str, np.ndarray]:
+        """Two views: pixels uint8 (2, 3, size, size), joints (2, 21, 2) in 128-px views, jitter (2, 2), angle (2,)."""
+        first = int(self.usable[index])
+        second = int(self.partners[first]) if self.kind.mined and self.partners is not None else first
+        pixels, joints, jitter, angle = [], [], [], []
+        for view, number in enumerate((first, second)):
+            hand = self.pool[number]
+            seed = random.Random(f"{self.seed} {epoch} {index} {view}").getrandbits(63)
+            image, moved, _, drawn = make_view(hand.image, hand.joints_2d, seed=seed, steps=self.kind.steps)
+            pixels.append(_planes(image, self.size))
+            joints.append(moved)
+            jitter.append((drawn["jitter_x"], drawn["jitter_y"]))
+            angle.append(drawn["angle"] or 0.0)
+        return {"pixels": np.stack(pixels), "joints": np.stack(joints).astype(np.float32),
+                "jitter": np.array(jitter, np.float32), "angle": np.array(angle, np.float32)}  # fmt: skip
+
+    def collate(self, samples: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+    def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"contrastive": torch.tensor(float(len(batch["pixels"])))}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean over the batch's pairs times their number; the two views go through the network together."""
+        count = len(batch["pixels"])
+        projections = model(pixels_to_input(batch["pixels"].flatten(0, 1)))[1]
+        with torch.autocast(projections.device.type, enabled=False):
+            mean = contrastive_loss(self.kind, projections.float().view(count, 2, -1), batch, self.loss)
+        return {"contrastive": mean * count}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """`probe_metrics` of the encoder on plain crops."""
+        (pixels, joints), (queries, truth) = self.judged
+        encoder = model.encoder
+        assert isinstance(encoder, nn.Module)
+        return probe_metrics(embed(encoder, pixels), joints, embed(encoder, queries), truth)

@@ -1,0 +1,173 @@
+"""Pre-trains a hand encoder by contrast: SimCLR, PeCLR or SiMHand, by name.
+
+    python scripts/pretrain_simhand.py CONFIG.yaml [--set experiment=peclr training.max_steps=100 ...]     (or with torchrun)
+    python scripts/pretrain_simhand.py CONFIG.yaml --publish        best encoder of the run → the config's `asset`
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from data.hand_samples import HandDataError, in_share, open_hands
+from pose_tools.files import atomic_path
+from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
+from pose_tools.simhand.encoder import DEPTHS, CheckpointError, ContrastiveModel, Encoder, load_encoder, published_state_dict
+from pose_tools.simhand.experiments import LossSettings, experiment
+from pose_tools.simhand.hand_pool import HandPool
+from pose_tools.simhand.pose_space import Normalise
+from pose_tools.simhand.pretraining import PretrainingTask
+from pose_tools.simhand.sync_batch_norm import synchronise_batch_norm
+from pose_tools.training import TrainingError, TrainingSettings, train
+from pose_tools.types import HandSample
+from vlm import settings as typed
+from vlm.commands.console import CommandError, run
+
+
+@dataclass(frozen=True)
+class HandsSettings:
+    """`kind`: "cache" (a folder of squares that train_mano.py wrote) or a reader of data/hand_samples.py with its `options`.
+
+    `validation`: share of the annotations or recordings that the encoder never sees, to judge it by.
+    """
+
+    folder: str
+    kind: str = "cache"
+    options: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    validation: float = 0.05
+    judge: int = 1000
+    """So many held-out hands are scored; the linear probe is fitted on twice as many others."""
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """A ResNet by its sizes; `start`: a checkpoint of any published layout to begin from (its sizes hold then)."""
+
+    depths: tuple[int, ...] = DEPTHS["resnet50"]
+    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    embedding_size: int = 64
+    layer_type: str = "bottleneck"
+    start: str | None = None
+
+
+@dataclass(frozen=True)
+class MiningSettings:
+    dims: int = 14
+    normalise: Normalise = "none"
+    rank: int = 0
+    """0: the nearest hand is the partner."""
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    data: HandsSettings
+    training: TrainingSettings
+    experiment: str = "simhand_w"
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    mining: MiningSettings = field(default_factory=MiningSettings)
+    image_size: int = 128
+    head_hidden: int = 512
+    head_output: int = 128
+    synchronise_batch_norm: bool = True
+    asset: str | None = None
+
+
+def read_pools(data: HandsSettings, seed: int) -> tuple[HandPool, HandPool, HandPool]:
+    """Hands to learn from, those of them that the probe is fitted on, and those held out."""
+    samples: Sequence[HandSample]
+    if data.kind == "cache":
+        samples = SampleCache(data.folder)
+        clusters = [str(number) for number in samples.labels["annotation"]]
+    else:
+        opened = open_hands(data.kind, data.folder, "train", val_share=0.0, **data.options)
+        samples, clusters = opened, [str(opened.cluster(i)) for i in range(len(opened))]
+    videos = np.unique(clusters, return_inverse=True)[1]
+    names, where = np.unique(clusters, return_index=True)
+    kept = np.zeros(len(names), bool)
+    kept[videos[where]] = [in_share(str(name), data.validation, seed) for name in names]
+    learn, judge = np.flatnonzero(~kept[videos])[: data.limit], np.flatnonzero(kept[videos])
+    if len(learn) == 0 or len(judge) == 0:
+        raise TrainingError(f"{data.folder}: {len(learn)} hands to learn from and {len(judge)} to judge by: change data.validation")
+    few = lambda numbers, most: numbers[np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int))]  # noqa: E731
+    choose = (learn, few(learn, 2 * data.judge), few(judge, data.judge))
+    return HandPool(samples, videos, choose[0]), HandPool(samples, videos, choose[1]), HandPool(samples, videos, choose[2])
+
+
+def build(settings: PretrainingSettings) -> ContrastiveModel:
+    """A fresh network; the same for the same seed."""
+    torch.manual_seed(settings.training.seed)
+    sizes = settings.encoder
+    if sizes.start is not None:
+        encoder = load_encoder(sizes.start)
+    else:
+        encoder = Encoder(sizes.depths, sizes.hidden_sizes, sizes.embedding_size, sizes.layer_type)
+    return ContrastiveModel(encoder, settings.head_hidden, settings.head_output).train()
+
+
+def fit(settings: PretrainingSettings) -> None:
+    kind, training = experiment(settings.experiment), settings.training
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if training.micro_batch_size * world != training.batch_size:
+        raise TrainingError(f"a contrastive batch cannot be accumulated: batch_size is {training.batch_size}, expected micro_batch_size "
+                            f"{training.micro_batch_size} × {world} processes = {training.micro_batch_size * world}")  # fmt: skip
+    pool, probe, held_out = read_pools(settings.data, training.seed)
+    mining = settings.mining
+    partners = pool.partners(dims=mining.dims, normalise=mining.normalise, rank=mining.rank) if kind.mined else None
+    task = PretrainingTask(pool, kind, probe, held_out, partners=partners, loss=settings.loss, size=settings.image_size, seed=training.seed)
+    model = build(settings)
+    if settings.synchronise_batch_norm:
+        synchronise_batch_norm(model)
+    if int(os.environ.get("RANK", 0)) == 0:
+        millions = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+        print(f"{kind.name}: {len(task)} of {len(pool)} hands have a pair, {len(held_out)} to judge by; {millions:.2f} M parameters")
+    result = train(model, task, training)
+    print(f"step {result.step}, best: {result.best}")
+
+
+def publish(settings: PretrainingSettings) -> None:
+    """The best encoder of the run by torchvision's names, float32, for `load_encoder`."""
+    weights = Path(settings.training.output) / "best.safetensors"
+    if not settings.asset:
+        raise TrainingError("--publish needs `asset` in the config: the file to write")
+    if not weights.is_file():
+        raise TrainingError(f"{weights} is missing: train first, at least to the first evaluation")
+    model = build(settings)
+    model.load_state_dict(load_file(weights))
+    Path(settings.asset).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(settings.asset) as temporary:
+        save_file({name: value.contiguous() for name, value in published_state_dict(model.encoder).items()}, temporary)
+    print(f"wrote {settings.asset}: {Path(settings.asset).stat().st_size / 1e6:.2f} MB")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status; CommandError for what cannot be done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML file of PretrainingSettings, such as scripts/configs/simhand_small.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as experiment=peclr")
+    parser.add_argument("--publish", action="store_true", help="write the best encoder of the run to the config's asset")
+    options = parser.parse_args(arguments)
+    logging.getLogger("pose_tools").setLevel(logging.INFO)
+    try:
+        settings = typed.load(PretrainingSettings, options.config, options.set)
+        publish(settings) if options.publish else fit(settings)
+    except (HandDataError, SampleCacheError, CheckpointError, TrainingError, ValueError) as error:
+        raise CommandError(str(error)) from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

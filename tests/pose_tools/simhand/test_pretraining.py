@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pose_tools import training
+from pose_tools.simhand.encoder import load_encoder, published_state_dict
+from pose_tools.simhand.experiments import experiment
+from pose_tools.simhand.hand_pool import HandPool
+from pose_tools.simhand.pretraining import PretrainingTask, plain_pixels
+from pose_tools.simhand.probe import embed, linear_probe, nearest
+from pose_tools.training import make_optimizer, train
+from tests.pose_tools.simhand.tiny_pretraining import network, pool, samples, settings, task
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "samples_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, optimizer, monkeypatch):
+    train(network(), task(), settings(tmp_path / "whole", optimizer=optimizer))
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(ticks)) * 60)
+    first = train(network(), task(), settings(tmp_path / "parts", optimizer=optimizer, max_minutes=4.0))
+    monkeypatch.undo()
+    assert 0 < first.step < 6
+    torch.manual_seed(99)
+    train(network(), task(), settings(tmp_path / "parts", optimizer=optimizer, resume=True))
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.two_process
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["peclr", "simhand_w"])
+def test_two_processes_equal_one(tmp_path, kind):
+    train(network(), task(kind), settings(tmp_path / "one"))
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "tests/pose_tools/simhand/tiny_pretraining.py", str(tmp_path / "two"), kind]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, "micro_batch_size=4"], cwd=root, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    # batch norm takes away the bias before it: its gradient is rounding, which Adam scales up, and its running mean follows it
+    free = ("projection_head.0.bias", "projection_head.1.running_mean")
+    differences = {name: float((first[name].double() - second[name].double()).abs().max()) for name in first if name not in free}
+    assert max(differences.values()) < 5e-5, {name: value for name, value in differences.items() if value > 5e-5}
+
+
+def test_partners_are_of_other_videos_and_views_come_from_both():
+    hands = pool()
+    partners = hands.partners()
+    assert (hands.videos[partners] != hands.videos).all()
+    mined, same = task("simhand"), task("peclr")
+    index, number = 5, int(partners[5])
+    a, b = mined.sample(index, 0), same.sample(index, 0)
+    assert np.array_equal(a["pixels"][0], b["pixels"][0]) and not np.array_equal(a["pixels"][1], b["pixels"][1])
+    swapped = PretrainingTask(hands, experiment("simhand"), hands, hands, partners=np.full(len(hands), number), size=32)
+    assert np.array_equal(swapped.sample(index, 0)["pixels"], a["pixels"])
+    assert np.array_equal(mined.sample(index, 3)["pixels"], mined.sample(index, 3)["pixels"])
+    assert not np.array_equal(mined.sample(index, 3)["pixels"], a["pixels"])
+
+
+def test_the_mirror_image_as_a_left_hand_is_the_same_hand():
+    right = samples()[0]
+    flip = np.array([-1.0, 1, 1])
+    mirrored = np.stack([48 - right.joints_2d[:, 0], right.joints_2d[:, 1]], axis=1)
+    image = np.ascontiguousarray(right.image[:, ::-1])
+    left = replace(right, side="left", image=image, joints_2d=mirrored, joints_3d=right.joints_3d * flip)
+    a, b = HandPool([right, left], np.arange(2))
+    assert np.array_equal(a.image, b.image) and np.array_equal(a.joints_3d, b.joints_3d)
+    np.testing.assert_allclose(a.joints_2d, b.joints_2d, atol=1e-5)
+
+
+def test_hands_without_a_partner_are_left_out_and_labels_are_needed_to_judge():
+    hands = pool()
+    partners = hands.partners()
+    partners[[0, 7]] = -1
+    assert len(PretrainingTask(hands, experiment("handclr_w"), hands, hands, partners=partners, size=32)) == len(hands) - 2
+    with pytest.raises(ValueError, match="simhand pairs similar hands: expected partners of 24 hands, got none; mine them first"):
+        PretrainingTask(hands, experiment("simhand"), hands, hands)
+    bare = HandPool([replace(sample, joints_3d=None) for sample in samples(4)], np.arange(4))
+    with pytest.raises(ValueError, match="none of 4 hands to judge by has 3-D joints"):
+        PretrainingTask(hands, experiment("simclr"), hands, bare)
+
+
+def test_the_probe_reads_what_is_linear_and_the_nearest_is_itself():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 12))
+    joints = (features @ rng.normal(size=(12, 63))).reshape(-1, 21, 3)
+    found = linear_probe(features[:150], joints[:150], features[150:], penalty=1e-9)
+    np.testing.assert_allclose(found, joints[150:] - joints[150:, :1], atol=1e-6)
+    assert nearest(features, features * 3).tolist() == list(range(200))
+
+
+def test_embedding_a_batch_equals_one_by_one_and_survives_publishing():
+    encoder = network().encoder.eval()
+    pixels = np.stack([plain_pixels(hand, 32) for hand in pool(5)])
+    whole = embed(encoder, pixels)
+    np.testing.assert_allclose(np.concatenate([embed(encoder, pixels[i : i + 1]) for i in range(5)]), whole, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(embed(load_encoder(published_state_dict(encoder)), pixels), whole, rtol=1e-6, atol=1e-7)
+
+
+def test_lars_decays_all_but_biases():
+    groups = make_optimizer(network(), settings("x", optimizer="lars", weight_decay=1e-6)).param_groups
+    assert [group["weight_decay"] for group in groups] == [1e-6, 0.0] and all(len(group["params"]) for group in groups)
