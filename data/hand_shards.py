@@ -284,9 +284,9 @@ def stream(folder: str | Path, *, shuffle: int = 0, seed: int = 0) -> Iterator[S
         import webdataset
     except ImportError as error:
         raise ShardError(f"streaming hand shards needs webdataset: {REMEDY}") from error
-    shards = [str(path) for path in sorted((Path(folder) / SHARDS).glob("*.tar"))]
+    shards = [str(Path(folder) / SHARDS / name) for name in _codes(read_table(Path(folder) / INDEX, ["shard"])["shard"])[0]]
     if not shards:
-        raise ShardError(f"{folder}: no shards in {SHARDS}/; write them with scripts/extract_hands.py or make_synthetic.py hand-images")
+        return
     options: dict[str, Any] = {"shardshuffle": len(shards), "seed": seed} if shuffle else {"shardshuffle": False}
     pipeline = webdataset.WebDataset(shards, nodesplitter=webdataset.split_by_node, empty_check=False, **options)
     pipeline = pipeline.shuffle(shuffle, seed=seed) if shuffle else pipeline

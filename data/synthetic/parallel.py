@@ -22,10 +22,10 @@ def _start_worker() -> None:
 
 
 @contextmanager
-def worker_map(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Iterator[Result]]:
-    """`map(work, jobs)`, in order, over `workers` processes (1: in this one)."""
+def worker_map(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, chunksize: int = 8) -> Iterator[Iterator[Result]]:
+    """`map(work, jobs)`, in order, over `workers` processes (1: in this one), `chunksize` jobs handed out at a time."""
     if workers <= 1:
         yield map(work, jobs)
         return
     with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
-        yield pool.imap(work, jobs, chunksize=8)
+        yield pool.imap(work, jobs, chunksize)
