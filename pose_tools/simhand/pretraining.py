@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -45,7 +45,7 @@ class PretrainingTask:
     so it cannot be accumulated: micro_batch_size × processes must be batch_size (negatives come from all processes).
     """
 
-    weights = {"contrastive": 1.0}
+    weights: Mapping[str, float] = {"contrastive": 1.0}
 
     def __init__(
         self,
