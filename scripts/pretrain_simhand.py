@@ -22,6 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.hand_samples import HandDataError, in_share, open_hands
+from data.hand_shards import HandShards, ShardError
+from data.shard_samples import ShardSamples
 from pose_tools.files import atomic_path
 from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
 from pose_tools.simhand.encoder import DEPTHS, CheckpointError, ContrastiveModel, Encoder, load_encoder, published_state_dict
@@ -38,7 +40,8 @@ from vlm.commands.console import CommandError, run
 
 @dataclass(frozen=True)
 class HandsSettings:
-    """`kind`: "cache" (a folder of squares that train_mano.py wrote) or a reader of data/hand_samples.py with its `options`.
+    """`kind`: "shards" (of make_synthetic.py hand-images or extract_hands.py), "cache" (squares that train_mano.py wrote) or a reader of
+    data/hand_samples.py with its `options`.
 
     `validation`: share of the annotations or recordings that the encoder never sees, to judge it by.
     """
@@ -89,7 +92,12 @@ class PretrainingSettings:
 def read_pools(data: HandsSettings, seed: int) -> tuple[HandPool, HandPool, HandPool]:
     """Hands to learn from, those of them that the probe is fitted on, and those held out."""
     samples: Sequence[HandSample]
-    if data.kind == "cache":
+    usable, points = None, None
+    if data.kind == "shards":
+        shards = HandShards(data.folder)
+        samples = ShardSamples(shards)
+        clusters, usable, points = shards.video_ids.tolist(), samples.whole, shards.keypoints
+    elif data.kind == "cache":
         samples = SampleCache(data.folder)
         clusters = [str(number) for number in samples.labels["annotation"]]
     else:
@@ -99,12 +107,13 @@ def read_pools(data: HandsSettings, seed: int) -> tuple[HandPool, HandPool, Hand
     names, where = np.unique(clusters, return_index=True)
     kept = np.zeros(len(names), bool)
     kept[videos[where]] = [in_share(str(name), data.validation, seed) for name in names]
-    learn, judge = np.flatnonzero(~kept[videos])[: data.limit], np.flatnonzero(kept[videos])
+    usable = np.ones(len(videos), bool) if usable is None else usable
+    learn, judge = np.flatnonzero(~kept[videos] & usable)[: data.limit], np.flatnonzero(kept[videos] & usable)
     if len(learn) == 0 or len(judge) == 0:
         raise TrainingError(f"{data.folder}: {len(learn)} hands to learn from and {len(judge)} to judge by: change data.validation")
     few = lambda numbers, most: numbers[np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int))]  # noqa: E731
-    choose = (learn, few(learn, 2 * data.judge), few(judge, data.judge))
-    return HandPool(samples, videos, choose[0]), HandPool(samples, videos, choose[1]), HandPool(samples, videos, choose[2])
+    pools = [HandPool(samples, videos, chosen, points) for chosen in (learn, few(learn, 2 * data.judge), few(judge, data.judge))]
+    return pools[0], pools[1], pools[2]
 
 
 def build(settings: PretrainingSettings) -> ContrastiveModel:
@@ -164,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = typed.load(PretrainingSettings, options.config, options.set)
         publish(settings) if options.publish else fit(settings)
-    except (HandDataError, SampleCacheError, CheckpointError, TrainingError, ValueError) as error:
+    except (HandDataError, ShardError, SampleCacheError, CheckpointError, TrainingError, ValueError) as error:
         raise CommandError(str(error)) from error
     return 0
 

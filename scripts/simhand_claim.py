@@ -25,6 +25,8 @@ from scipy.stats import t as student
 from torch import nn
 from tqdm import tqdm
 
+from data.hand_samples import HandDataError
+from data.hand_shards import ShardError
 from pose_tools.files import write_text
 from pose_tools.mano.sample_cache import SampleCacheError
 from pose_tools.metrics import pa_mpjpe
@@ -178,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         compare(typed.load(PretrainingSettings, options.config, options.set), Path(options.out), options.rows, options.seeds)
-    except (SampleCacheError, TrainingError, ValueError) as error:
+    except (HandDataError, ShardError, SampleCacheError, TrainingError, ValueError) as error:
         raise CommandError(str(error)) from error
     return 0
 

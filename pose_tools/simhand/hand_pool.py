@@ -27,13 +27,21 @@ class Hand:
 class HandPool(Sequence[Hand]):
     """Samples as right hands: pictures and labels of left ones are mirrored. `numbers`: which of `samples`, all by default.
 
-    Hands of one annotation or recording (`videos` (N,), any integers) are never mined as each other's partner.
+    Hands of one annotation or recording (`videos` (N,), any integers) are never mined as each other's partner. `right_joints_2d`
+    (N, 21, 2): the samples' key points if they are known without their pictures, all of right hands: mining then opens none.
     """
 
-    def __init__(self, samples: Sequence[HandSample], videos: np.ndarray, numbers: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[HandSample],
+        videos: np.ndarray,
+        numbers: np.ndarray | None = None,
+        right_joints_2d: np.ndarray | None = None,
+    ) -> None:
         self.samples = samples
         self.numbers = np.arange(len(samples)) if numbers is None else np.asarray(numbers, np.int64)
         self.videos = np.asarray(videos)[self.numbers]
+        self.known = None if right_joints_2d is None else right_joints_2d[self.numbers]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -51,12 +59,10 @@ class HandPool(Sequence[Hand]):
 
     def key_points(self) -> np.ndarray:
         """(N, 21, 2) fractions of the square of `CROP_SCALE` boxes around each hand, NaN where there are none."""
-        found = np.empty((len(self), 21, 2), np.float32)
-        for i, hand in enumerate(self):
-            low, high = hand.joints_2d.min(0), hand.joints_2d.max(0)
-            side = max(float((high - low).max()) * CROP_SCALE, 1e-6)
-            found[i] = (hand.joints_2d - (low + high) / 2) / side + 0.5
-        return found
+        joints = np.stack([hand.joints_2d for hand in self]) if self.known is None else self.known
+        low, high = joints.min(1), joints.max(1)
+        sides = np.maximum((high - low).max(1) * CROP_SCALE, 1e-6)
+        return ((joints - ((low + high) / 2)[:, None]) / sides[:, None, None] + 0.5).astype(np.float32)
 
     def partners(self, *, dims: int = 14, normalise: Normalise = "none", rank: int = 0) -> np.ndarray:
         """(N,) number of each hand's `rank`-th most similar hand of another video; −1 where there is none."""

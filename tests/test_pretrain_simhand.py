@@ -1,0 +1,85 @@
+"""scripts/pretrain_simhand.py: every config loads, shards and caches give the same hands, what cannot be is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.hand_shards import HandShards, ShardHand
+from data.hand_shards_writer import write_index, write_unit
+from data.shard_samples import ShardSamples
+from pose_tools.simhand.encoder import load_encoder
+from pose_tools.simhand.experiments import experiment
+from pose_tools.simhand.hand_pool import HandPool
+from pose_tools.training import TrainingError
+from scripts.pretrain_simhand import EncoderSettings, HandsSettings, PretrainingSettings, fit, publish, read_pools
+from tests.pose_tools.simhand.tiny_pretraining import samples, settings
+from vlm import settings as typed
+
+CONFIGS = Path(__file__).parents[1] / "scripts/configs"
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    """36 hands of 12 videos; the key points of one are missing."""
+    rng, folder = np.random.default_rng(0), tmp_path / "hands"
+    for video in range(12):
+        hands = []
+        for frame, sample in enumerate(samples(3, seed=video)):
+            points = np.full((21, 2), np.nan) if (video, frame) == (4, 1) else sample.joints_2d
+            box, joints = sample.bbox_xyxy, rng.normal(size=(21, 3)).astype(np.float32)
+            hands.append(ShardHand(f"v{video}-{frame}", f"v{video}", frame, sample.side, 0.9, box, box, sample.image,
+                                   points.astype(np.float32), joints, np.eye(3, dtype=np.float32)))  # fmt: skip
+        write_unit(folder, f"v{video}", hands, {})
+    write_index(folder, [f"v{video}" for video in range(12)])
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, shards) -> PretrainingSettings:
+    encoder = EncoderSettings(depths=(1, 1), hidden_sizes=(8, 16), embedding_size=8, layer_type="basic")
+    data = HandsSettings(str(shards), kind="shards", validation=0.3, judge=8)
+    training, asset = settings(tmp_path / "run", max_steps=2, warmup_steps=1), str(tmp_path / "asset/encoder.safetensors")
+    return PretrainingSettings(data, training, encoder=encoder, image_size=32, head_hidden=16, head_output=8, asset=asset)
+
+
+def test_published_schedules():
+    for size in (50, 152):
+        found = typed.load(PretrainingSettings, CONFIGS / f"simhand_resnet{size}.yaml", [])
+        assert experiment(found.experiment).name == "simhand_w" and found.training.optimizer == "lars" and found.training.batch_size == 8192
+    assert typed.load(PretrainingSettings, CONFIGS / "simhand_small.yaml", []).image_size == 64
+
+
+def test_from_shards_to_a_published_encoder(config):
+    fit(config)
+    publish(config)
+    assert load_encoder(config.asset).width == 16
+
+
+def test_pools_share_no_video_and_have_whole_hands(config):
+    pool, probe, held_out = read_pools(replace(config.data, judge=36), 0)
+    assert not set(pool.videos) & set(held_out.videos) and set(probe.videos) <= set(pool.videos)
+    assert len(pool) + len(held_out) == 35 and all(np.isfinite(hand.joints_2d).all() for part in (pool, held_out) for hand in part)
+
+
+def test_key_points_with_and_without_the_pictures(shards):
+    hands = ShardSamples(HandShards(shards))
+    videos, points = hands.shards.video_numbers, hands.shards.keypoints
+    chosen = np.flatnonzero(hands.whole)
+    with_pictures, without = HandPool(hands, videos, chosen), HandPool(hands, videos, chosen, points)
+    assert np.array_equal(with_pictures.key_points(), without.key_points())
+    assert np.array_equal(with_pictures.partners(), without.partners())
+
+
+def test_refusals(config):
+    with pytest.raises(TrainingError, match="cannot be accumulated: batch_size is 8, expected micro_batch_size 4 × 1 processes = 4"):
+        fit(replace(config, training=replace(config.training, micro_batch_size=4)))
+    with pytest.raises(ValueError, match="unknown experiment 'simhand-w', expected one of simclr"):
+        fit(replace(config, experiment="simhand-w"))
+    with pytest.raises(TrainingError, match="0 to judge by: change data.validation"):
+        read_pools(replace(config.data, validation=0.0), 0)
+    with pytest.raises(TrainingError, match="train first"):
+        publish(config)
