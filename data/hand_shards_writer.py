@@ -41,7 +41,12 @@ def hand_id(video_id: str, frame: int, number: int) -> str:
 
 
 def settle(folder: Path, settings: dict[str, Any]) -> None:
-    """Notes what a folder is made with; ShardError when it was begun with other settings."""
+    """Notes what a folder is made with; ShardError when it was begun with other settings. The folder must be held (`files.exclusive`).
+
+    Removes what a killed run left half written.
+    """
+    for left_over in folder.glob("*/.*.tmp"):
+        left_over.unlink()
     path = folder / MANIFEST
     wanted = json.loads(json.dumps(settings))
     if not path.exists():

@@ -159,13 +159,30 @@ def observe(
 
 def iterate_frames(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
     """Every frame in order with its time, one in memory at a time. Raises VideoError, also in the middle of a damaged file."""
+    return ((time, frame) for _, time, frame in sampled_frames(path))
+
+
+def sampled_frames(path: str | os.PathLike, *, stride: int = 1, rate: float | None = None) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Numbers, times and pictures of frames 0, `stride`, 2 · `stride` … or, with `rate`, of the first frame at or after each 1/`rate` s.
+
+    One picture is in memory at a time; those in between are decoded but not converted. Raises VideoError, also in the middle of a
+    damaged file.
+    """
+    if stride < 1 or (rate is not None and not (np.isfinite(rate) and rate > 0)):
+        raise ValueError(f"sampled_frames: needs a stride of at least 1 and a positive rate, got {stride} and {rate}")
     with _open(path) as (container, stream):
-        first, rate = None, _rate(stream)
+        first, frames_per_second, due = None, _rate(stream), 0.0
         for number, frame in enumerate(_decode(container, stream, path)):
             timed = frame.pts is not None and not _without_times(container)
-            time = float(frame.pts * frame.time_base) if timed else number / rate
+            time = float(frame.pts * frame.time_base) if timed else number / frames_per_second
             first = time if first is None else first
-            yield time - first, _upright(frame)
+            if rate is None and number % stride:
+                continue
+            if rate is not None:
+                if time - first < due - 1e-6:
+                    continue
+                due = (np.floor((time - first) * rate + 1e-6) + 1) / rate
+            yield number, time - first, _upright(frame)
 
 
 def sample_indices(frame_count: int, count: int) -> list[int]:

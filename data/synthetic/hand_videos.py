@@ -18,7 +18,7 @@ from data.synthetic.placing import Thing, put_in_hand
 from data.synthetic.reaching import HAND_IDS, Person, PlacedHand, Posed, place
 from data.synthetic.world import draw_light, picture_rng
 from pose_tools.geometry import project
-from pose_tools.simhand.views import hand_crop
+from pose_tools.simhand.views import hand_crop, hand_crop_box
 from pose_tools.types import SIDES, Side
 
 FRAMES = 40
@@ -155,6 +155,5 @@ def _cut(number: int, frame: Frame, hand: PlacedHand, picture: np.ndarray, size:
     crop, matrix = hand_crop(picture, box, side=hand.side, size=size)
     flip = np.diag([-1.0, 1, 1]) if hand.side == "left" else np.eye(3)
     joints, intrinsics = hand.joints @ flip, matrix @ frame.intrinsics @ flip
-    corners = (np.array([[0, 0], [size, size]]) - matrix[:2, 2]) / np.diag(matrix)[:2]
-    crop_box = np.array([*corners.min(0), *corners.max(0)])
+    crop_box = np.array(hand_crop_box(frame.size, box), float)
     return HandFrame(number, hand.side, crop, box, crop_box, project(joints, intrinsics), joints, intrinsics, visible)

@@ -168,6 +168,19 @@ def normalise(view: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(((view.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1))
 
 
+def hand_crop_box(size: tuple[int, int], bbox_xyxy: Any, scale: float = 1.3) -> tuple[int, int, int, int]:
+    """What `hand_crop` shows of a picture of `size` (width, height): xyxy, whole pixels, cut off at the border. ValueError for nothing."""
+    x0, y0, x1, y1 = (int(v) for v in bbox_xyxy)
+    dx, dy = int((int(scale * (x1 - x0)) - (x1 - x0)) / 2), int((int(scale * (y1 - y0)) - (y1 - y0)) / 2)
+    x0, y0, x1, y1 = x0 - dx, y0 - dy, x1 + dx, y1 + dy
+    centre, half = ((x0 + x1) / 2, (y0 + y1) / 2), max(x1 - x0, y1 - y0) // 2
+    left, top = (max(0, int(c - half)) for c in centre)
+    right, bottom = (min(side, int(c + half)) for side, c in zip(size, centre, strict=True))
+    if right <= left or bottom <= top:
+        raise ValueError(f"hand_crop: box {[float(v) for v in bbox_xyxy]} leaves nothing of the {size[0]}x{size[1]} picture")
+    return left, top, right, bottom
+
+
 def hand_crop(
     image: np.ndarray, bbox_xyxy: Any, *, side: Side = "right", scale: float = 1.3, size: int = 224
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,15 +189,7 @@ def hand_crop(
     The published rule: a box `scale` times as large, its longer side halved without remainder, around its centre; cut off at the
     border and stretched there. `scale` 1.3 in pre-training, 1.5 in the fine-tuning package.
     """
-    height, width = image.shape[:2]
-    x0, y0, x1, y1 = (int(v) for v in bbox_xyxy)
-    dx, dy = int((int(scale * (x1 - x0)) - (x1 - x0)) / 2), int((int(scale * (y1 - y0)) - (y1 - y0)) / 2)
-    x0, y0, x1, y1 = x0 - dx, y0 - dy, x1 + dx, y1 + dy
-    centre, half = ((x0 + x1) / 2, (y0 + y1) / 2), max(x1 - x0, y1 - y0) // 2
-    left, top = (max(0, int(c - half)) for c in centre)
-    right, bottom = min(width, int(centre[0] + half)), min(height, int(centre[1] + half))
-    if right <= left or bottom <= top:
-        raise ValueError(f"hand_crop: box {[float(v) for v in bbox_xyxy]} leaves nothing of the {width}x{height} picture")
+    left, top, right, bottom = hand_crop_box((image.shape[1], image.shape[0]), bbox_xyxy, scale)
     crop = cv2.resize(image[top:bottom, left:right], (size, size), interpolation=cv2.INTER_LINEAR)
     fx, fy = size / (right - left), size / (bottom - top)
     matrix = np.array([[fx, 0, -left * fx], [0, fy, -top * fy], [0, 0, 1]])
