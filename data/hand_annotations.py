@@ -15,11 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pose_tools.files import atomic_path
+
+if TYPE_CHECKING:
+    from data.hand_shards import HandShards
 
 Id = int | str
 
@@ -78,6 +81,16 @@ class HandAnnotations:
         positives = [[self.hand_ids[i] for i in row if i >= 0] for row in indices]
         kept = [[float(d) for i, d in zip(row, away, strict=True) if i >= 0] for row, away in zip(indices, distances, strict=True)]
         return HandAnnotations(self.hand_ids, self.image_ids, self.file_names, self.boxes, self.left, self.keypoints, positives, kept)
+
+
+def annotations_of(hands: HandShards) -> HandAnnotations:
+    """Hands in shards as the published file has them: key points as seen in 0…1, depths 0; ids and file names from video and frame."""
+    names = [f"{video}/frame_{frame:06d}.jpg" for video, frame in zip(hands.video_ids.tolist(), hands.frames.tolist(), strict=True)]
+    keypoints = np.zeros((len(hands), 21, 3), np.float32)
+    if len(hands):
+        keypoints[..., :2] = hands.keypoints / hands.image(0).shape[0]
+    keypoints[hands.left, :, 0] = 1 - keypoints[hands.left, :, 0]
+    return HandAnnotations(hands.hand_ids.tolist(), list(names), names, hands.boxes.astype(np.float64), hands.left, keypoints)
 
 
 def read_hand_annotations(path: str | Path) -> HandAnnotations:

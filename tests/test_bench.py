@@ -31,3 +31,8 @@ def test_synthetic(capsys):
     assert bench.main(["synthetic", "--count", "3", "--rounds", "1", "--size", "48", "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     assert all(re.search(rf"CPU time: [0-9.]+ ms a {unit}", printed) for unit in ("picture", "clip"))
+
+
+def test_mining(capsys):
+    assert bench.main(["mining", "--count", "600", "--videos", "6", "--chunks", "1"]) == 0
+    assert re.search(r"[0-9.]+ s  peak +[0-9.]+ GB  1 chunks mined, 600 hands with a neighbour", capsys.readouterr().out)

@@ -29,7 +29,8 @@ def identity(miner: Miner, settings: dict[str, Any]) -> str:
 def run_mining(miner: Miner, parts: str | Path, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """(indices (N, k) int64, distances (N, k) float64) as `mine` gives them; goes on from the chunks that lie in the folder `parts`.
 
-    A damaged part is searched again. Raises MiningRunError when the folder is of another pool or other settings.
+    Both are memory maps of files in `parts`, so that a pool's size is no matter of memory. A damaged part is searched again. Raises
+    MiningRunError when the folder is of another pool or other settings.
     """
     parts = Path(parts)
     parts.mkdir(parents=True, exist_ok=True)
@@ -39,7 +40,7 @@ def run_mining(miner: Miner, parts: str | Path, settings: dict[str, Any]) -> tup
             raise MiningRunError(f"{parts} holds parts of another run (other pool or settings): remove it, or choose another output")
     else:
         write_text(marker, json.dumps({"identity": name} | settings, default=str))
-    indices, distances = np.full((miner.total, miner.k), -1, np.int64), np.full((miner.total, miner.k), np.inf)
+    indices, distances = _blank(parts / "indices.npy", miner, np.int64, -1), _blank(parts / "distances.npy", miner, np.float64, np.inf)
     for number in tqdm(range(len(miner)), unit="chunk", desc="mining", mininterval=2):
         file = parts / f"{number:06d}.npz"
         found = _read(file)
@@ -50,6 +51,12 @@ def run_mining(miner: Miner, parts: str | Path, settings: dict[str, Any]) -> tup
         rows, near, away = found
         indices[rows], distances[rows] = near, away
     return indices, distances
+
+
+def _blank(file: Path, miner: Miner, kind: type, value: float) -> np.ndarray:
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=(miner.total, miner.k))
+    array[:] = value
+    return array
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

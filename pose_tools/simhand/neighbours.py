@@ -1,4 +1,4 @@
-"""Nearest neighbours among rows of other groups: exact by k-d tree or blocked matrix product, or in the nearest lists of a clustering.
+"""Nearest neighbours among rows of other groups, exact: by k-d tree or blocked matrix product (`faiss_search.py` is the approximate way).
 
 All searches give the same order: by distance (float64, of the float32 coordinates), then by row number. Rows of one group (a
 video, a picture, or a row of its own) are never each other's neighbours. Rows must be sorted by group, and be asked for in rising order.
@@ -48,16 +48,20 @@ class BlockSearch:
         self.error = (points.shape[1] + 4) * 2.0**-23 * reach**2
 
     def search(self, rows: np.ndarray) -> Found:
-        parts = [self._block(rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
+        return self.search_points(self.points[rows], self.groups[rows])
+
+    def search_points(self, queries: np.ndarray, groups: np.ndarray) -> Found:
+        """The same for points (R, D) that need not be among the searched ones; `groups` (R,) sorted."""
+        parts = [self._block(queries[i : i + ROWS], groups[i : i + ROWS]) for i in range(0, len(queries), ROWS)]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
-    def _block(self, rows: np.ndarray) -> Found:
-        candidates, bound = candidate_columns(self.points[rows], self.groups[rows], self.columns, self.groups, self.k + SPARE)
-        index, distance = rank(self.points, rows, candidates, self.k)
+    def _block(self, queries: np.ndarray, groups: np.ndarray) -> Found:
+        candidates, bound = candidate_columns(queries, groups, self.columns, self.groups, self.k + SPARE)
+        index, distance = rank(self.points, queries, candidates, self.k)
         # nothing that was left out can be as near as the k-th, or nothing legal was left out
         sure = (bound - self.error > distance[:, -1] ** 2) | np.isinf(bound)
         if not sure.all():
-            index[~sure], distance[~sure] = brute_force(self.points, self.groups, rows[~sure], self.k)
+            index[~sure], distance[~sure] = _pair_by_pair(self.points, self.groups, queries[~sure], groups[~sure], self.k)
         return index, distance
 
 
@@ -79,7 +83,7 @@ class TreeSearch:
             far, near = self.tree.query(self.points[there], k=min(ask, len(self.points)), workers=torch.get_num_threads())
             far, near = far.reshape(len(there), -1), near.reshape(len(there), -1)  # one neighbour comes without its axis
             near = np.where(self.groups[np.minimum(near, len(self.points) - 1)] == self.groups[there][:, None], -1, near)
-            found, away = rank(self.points, there, near, self.k)
+            found, away = rank(self.points, self.points[there], near, self.k)
             # the k-th must be strictly nearer than the farthest seen, or a tie may be waiting outside
             sure = (away[:, -1] < far[:, -1] * (1 - 1e-9)) if ask < len(self.points) else np.ones(len(left), bool)
             index[left[sure]], distance[left[sure]] = found[sure], away[sure]
@@ -87,33 +91,6 @@ class TreeSearch:
         if len(left):
             index[left], distance[left] = self.block.search(rows[left])
         return index, distance
-
-
-class ListSearch:
-    """Approximate: rows are clustered into lists; a row's neighbours are looked for in the `probes` lists nearest to its own."""
-
-    def __init__(self, points: np.ndarray, groups: np.ndarray, k: int, *, lists: int | None = None, probes: int = 64, seed: int = 0):
-        self.points, self.groups, self.k = points, groups, k
-        count = lists or max(1, min(len(points) // 500, 65_536))
-        centres = k_means(points, count, seed)
-        owner = _nearest_centres(points, centres)
-        order = np.argsort(owner, kind="stable")
-        bounds = np.searchsorted(owner[order], np.arange(len(centres) + 1))
-        self.lists = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-        near = cKDTree(centres).query(centres, k=min(probes, len(centres)))[1].reshape(len(centres), -1)
-        self.near = {int(rows[0]): near[number] for number, rows in enumerate(self.lists) if len(rows)}
-        self.chunks = [rows for rows in self.lists if len(rows)]
-
-    def search(self, rows: np.ndarray) -> Found:
-        """`rows` must be one of `chunks`."""
-        among = np.sort(np.concatenate([self.lists[number] for number in self.near[int(rows[0])]]))  # rising rows: sorted groups
-        columns, groups = _columns(self.points[among]), self.groups[among]
-        parts = []
-        for start in range(0, len(rows), ROWS):
-            part = rows[start : start + ROWS]
-            candidates, _ = candidate_columns(self.points[part], self.groups[part], columns, groups, self.k + SPARE)
-            parts.append(rank(self.points, part, np.where(candidates < 0, -1, among[candidates]), self.k))
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
 def exact_search(points: np.ndarray, groups: np.ndarray, k: int, sample: int = 256) -> Search:
@@ -174,9 +151,9 @@ def _own_runs(row_groups: np.ndarray, column_groups: np.ndarray) -> list[tuple[i
     return [(int(a), int(b), int(c), int(d)) for a, b, c, d in bounds if c < d]
 
 
-def rank(points: np.ndarray, rows: np.ndarray, candidates: np.ndarray, k: int) -> Found:
-    """The k best of candidates (R, C), −1 for none, by exact distance and then row number."""
-    difference = points[np.maximum(candidates, 0)].astype(np.float64) - points[rows].astype(np.float64)[:, None]
+def rank(points: np.ndarray, queries: np.ndarray, candidates: np.ndarray, k: int) -> Found:
+    """The k best rows of `points` for queries (R, D) among candidates (R, C), −1 for none, by exact distance and then row number."""
+    difference = points[np.maximum(candidates, 0)].astype(np.float64) - queries.astype(np.float64)[:, None]
     distance = np.sqrt((difference**2).sum(-1))
     distance[candidates < 0] = np.inf
     order = np.lexsort((candidates, distance), axis=1)[:, :k]
@@ -189,41 +166,21 @@ def rank(points: np.ndarray, rows: np.ndarray, candidates: np.ndarray, k: int) -
 
 def brute_force(points: np.ndarray, groups: np.ndarray, rows: np.ndarray, k: int) -> Found:
     """Every pair in float64, row by row: what the other searches must equal, and their last resort."""
-    index, distance = np.full((len(rows), k), -1, np.int64), np.full((len(rows), k), np.inf)
+    return _pair_by_pair(points, groups, points[rows], groups[rows], k)
+
+
+def _pair_by_pair(points: np.ndarray, groups: np.ndarray, queries: np.ndarray, query_groups: np.ndarray, k: int) -> Found:
+    index, distance = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.inf)
     wide = points.astype(np.float64)
-    for number, row in enumerate(rows):
-        away = np.sqrt(((wide - wide[row]) ** 2).sum(1))
-        away[groups == groups[row]] = np.inf
+    for number, (query, group) in enumerate(zip(queries.astype(np.float64), query_groups, strict=True)):
+        away = np.sqrt(((wide - query) ** 2).sum(1))
+        away[groups == group] = np.inf
         legal = min(k, int(np.isfinite(away).sum()))
         if legal:
             near = np.flatnonzero(away <= np.partition(away, legal - 1)[legal - 1])
             near = near[np.lexsort((near, away[near]))][:legal]
             index[number, :legal], distance[number, :legal] = near, away[near]
     return index, distance
-
-
-def k_means(points: np.ndarray, count: int, seed: int, sample: int = 64, rounds: int = 8) -> np.ndarray:
-    """`count` centres (count, D) float32 by Lloyd's rounds on a random sample of `sample` points per centre."""
-    rng = np.random.default_rng(seed)
-    some = points[np.sort(rng.choice(len(points), min(len(points), sample * count), replace=False))]
-    centres = some[rng.choice(len(some), count, replace=False)]
-    for _ in range(rounds):
-        owner = _nearest_centres(some, centres)
-        sums = np.stack([np.bincount(owner, some[:, axis], count) for axis in range(some.shape[1])], axis=1)
-        sizes = np.bincount(owner, minlength=count)
-        centres = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres).astype(np.float32)
-    return centres
-
-
-def _nearest_centres(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    right = torch.from_numpy(np.concatenate([centres.T, (centres**2).sum(1)[None]]))
-    owner = np.empty(len(points), np.int64)
-    with torch.no_grad():
-        for start in range(0, len(points), 1024):
-            part = points[start : start + 1024]
-            left = torch.from_numpy(np.concatenate([-2 * part, np.ones((len(part), 1), np.float32)], axis=1))
-            owner[start : start + 1024] = (left @ right).argmin(1).numpy()
-    return owner
 
 
 def _columns(points: np.ndarray) -> Tensor:

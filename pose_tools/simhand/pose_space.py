@@ -30,6 +30,11 @@ def normalised(keypoints: np.ndarray, how: Normalise) -> np.ndarray:
     return np.where(np.isfinite(flat).all(1, keepdims=True), flat, np.nan)
 
 
+def whole_poses(keypoints: np.ndarray, how: Normalise) -> np.ndarray:
+    """(N,) bool: no key point is missing, and the pose has a scale where it needs one."""
+    return np.isfinite(normalised(keypoints, how)[:, 0])
+
+
 @dataclass(frozen=True)
 class PoseSpace:
     """`mean` (42,), `directions` (42, D) by falling variance, `explained`: the share of the variance that they hold."""

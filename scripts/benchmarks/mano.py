@@ -11,13 +11,12 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from pose_tools.body_models import load_mano, smplx_adapter, standin_hand_arrays
 from pose_tools.geometry import axis_angle_to_matrix
-from scripts.benchmarks.timing import interleave, report
+from scripts.benchmarks.timing import interleave, peak_growth, report
 
 ROUNDS = {1: 300, 64: 40, 1024: 8}
 
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> None:
             figures = {key: values[3:] for key, values in figures.items()}  # the first calls warm up
             print(report(figures, f"ms, {name}, {place}"))
             print(f"  smplx takes {min(figures['smplx.MANOLayer']) / min(figures['ours']):.2f} × our time (minima)")
-            peaks = {key: _peak(partial(_run, layer, inputs, backward)) for key, layer in layers.items()}
+            peaks = {key: peak_growth(partial(_run, layer, inputs, backward)) for key, layer in layers.items()}
             print("  peak memory: " + ", ".join(f"{key} {value:.1f} MB" for key, value in peaks.items()))
 
 
@@ -74,18 +73,3 @@ def _milliseconds(layer: Callable, inputs: tuple[torch.Tensor, ...], backward: b
     start = time.perf_counter()
     _run(layer, inputs, backward)
     return 1e3 * (time.perf_counter() - start)
-
-
-def _peak(run: Callable[[], None]) -> float:
-    """Megabytes by which the process's resident peak grows during `run` (Linux; 0 elsewhere)."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists() or not os.access(reset, os.W_OK):
-        return 0.0
-
-    def kilobytes(name: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name + ":"))
-
-    reset.write_text("5")  # the peak starts anew
-    before = kilobytes("VmRSS")
-    run()
-    return max(0, kilobytes("VmHWM") - before) / 1024

@@ -11,14 +11,13 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pose_tools.simhand.losses import weighted_nt_xent
-from scripts.benchmarks.timing import interleave, report
+from scripts.benchmarks.timing import interleave, peak_growth, report
 
 DIMENSIONS = 128
 MOST_PUBLISHED = 2048
@@ -46,7 +45,7 @@ def main(arguments: list[str]) -> None:
     place = f"N = {options.pairs}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     times = {name: partial(_seconds, way, z) for name, way in ways.items()}
     print(report(interleave(times, options.rounds), f"CPU ms, forward + backward, {place}"))
-    print(report(interleave({name: partial(_peak, way, z) for name, way in ways.items()}, 1), "MB of peak growth"))
+    print(report(interleave({name: partial(peak_growth, partial(_pass, way, z)) for name, way in ways.items()}, 1), "MB of peak growth"))
 
 
 def _ours(joints: Tensor, block: int | None, z: Tensor) -> Tensor:
@@ -74,18 +73,3 @@ def _seconds(way: Callable[[Tensor], Tensor], z: Tensor) -> float:
     start = time.process_time()  # other jobs of the machine do not count
     _pass(way, z)
     return 1e3 * (time.process_time() - start)
-
-
-def _peak(way: Callable[[Tensor], Tensor], z: Tensor) -> float:
-    """Megabytes by which the resident peak of one pass lies above what was resident before."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists() or not os.access(reset, os.W_OK):
-        return 0.0
-    reset.write_text("5")  # the peak starts anew
-    before = _kilobytes(status.read_text(), "VmRSS")
-    _pass(way, z)
-    return (_kilobytes(status.read_text(), "VmHWM") - before) / 1024
-
-
-def _kilobytes(status: str, name: str) -> int:
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name + ":"))

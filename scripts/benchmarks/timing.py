@@ -1,9 +1,11 @@
-"""What benchmarks share: interleaved rounds, and a line with minimum, median and ratio."""
+"""What benchmarks share: interleaved rounds, a line with minimum, median and ratio, and this process's peak of memory."""
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 
 def interleave(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -23,3 +25,29 @@ def report(figures: dict[str, list[float]], unit: str) -> str:
         middle = statistics.median(values)
         lines.append(f"{name:34}{min(values):9.1f}{middle:9.1f}{max(values):9.1f}{middle / base:8.2f}")
     return "\n".join(lines)
+
+
+def restart_peak() -> float:
+    """Lets the resident peak start anew; returns the megabytes that are resident now. 0 where there is no /proc (not Linux)."""
+    reset = Path("/proc/self/clear_refs")
+    if not os.access(reset, os.W_OK):
+        return 0.0
+    reset.write_text("5")
+    return _status("VmRSS")
+
+
+def peak_megabytes() -> float:
+    """The resident peak since `restart_peak`, megabytes; 0 where there is no /proc."""
+    return _status("VmHWM") if os.access("/proc/self/clear_refs", os.W_OK) else 0.0
+
+
+def peak_growth(run: Callable[[], object]) -> float:
+    """Megabytes by which the resident peak of a run lies above what was resident before; 0 where there is no /proc."""
+    before = restart_peak()
+    run()
+    return max(0.0, peak_megabytes() - before)
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024

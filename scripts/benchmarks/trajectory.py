@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmarks.timing import interleave, report
+from scripts.benchmarks.timing import interleave, peak_growth, report
 from vlm.checkpoints.handsonvlm import model_config
 from vlm.model import HandVLM
 from vlm.trajectory import hand_states
@@ -209,14 +209,4 @@ def _peak(run: Callable[[], Any]) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the high-water mark starts anew
-    before = _status("VmRSS")
-    run()
-    return (_status("VmHWM") - before) / 1e3
-
-
-def _status(name: str) -> int:
-    """Kilobytes of a line of /proc/self/status."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name))
+    return peak_growth(run)

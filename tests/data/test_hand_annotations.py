@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.hand_annotations import AnnotationError, HandAnnotations, read_hand_annotations, write_hand_annotations
+from data.hand_shards import HandShards, ShardHand
+from data.hand_shards_writer import hand_id, write_index, write_unit
 from data.synthetic.keypoints import keypoint_pool
 from pose_tools.image_io import read_image, write_image
+from pose_tools.simhand import faiss_search
 from pose_tools.simhand.mining import mine
 from scripts import mine_hands
 
@@ -124,13 +127,17 @@ def test_script_mines_resumes_and_draws(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("*.parts")) and "40 hands with a neighbour, 0 without" in capsys.readouterr().out
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_goes_on_and_lists_on_disk_are_those_in_memory(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("faiss")
     keypoints, videos = keypoint_pool(5000, videos=20)
     np.savez(tmp_path / "pool.npz", keypoints=keypoints, video_ids=videos)
     command = [str(tmp_path / "pool.npz"), "--out", str(tmp_path / "pairs.npz"), "--method", "ivf", "--probes", "3"]
     assert mine_hands.main(command) == 0
     whole = dict(np.load(tmp_path / "pairs.npz"))
     (tmp_path / "pairs.npz").unlink()
+    monkeypatch.setattr(faiss_search, "CHUNK", 1000)
+    monkeypatch.setattr(faiss_search, "ON_DISK", 0)
+    monkeypatch.setattr(faiss_search, "BLOCK", 1700)
     chunk, calls = mine_hands.prepare.__globals__["Miner"].chunk, []
 
     def stop_after(miner, number):
@@ -150,6 +157,46 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     assert 0 not in calls[4:] and 1 in calls[4:] and 2 not in calls[4:]
     for name, value in whole.items():
         np.testing.assert_array_equal(np.load(tmp_path / "pairs.npz")[name], value)
+
+
+def test_script_mines_shards_as_their_annotations(tmp_path, capsys):
+    """Shards → pairs, the published file and a sheet; the published file mined again gives the same."""
+    pytest.importorskip("pyarrow")
+    rng, hands = np.random.default_rng(0), make()
+    for video in np.unique(hands.video_ids):
+        rows = np.flatnonzero(hands.video_ids == video)
+        points = hands.right_hand_keypoints()[rows] * 32
+        made = (
+            ShardHand(
+                hand_id(video, 30 * n, 0), video, 30 * n, "left" if hands.left[row] else "right", 1.0, hands.boxes[row], hands.boxes[row],
+                rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), points[n],
+            )
+            for n, row in enumerate(rows)
+        )  # fmt: skip
+        write_unit(tmp_path / "shards", video, made, {})
+    write_index(tmp_path / "shards", np.unique(hands.video_ids).tolist())
+    command = [str(tmp_path / "shards"), "--k", "2", "--sheet", str(tmp_path / "s.png"), "--out"]
+    assert mine_hands.main([*command, str(tmp_path / "pairs.npz")]) == mine_hands.main([*command, str(tmp_path / "pairs.json")]) == 0
+    shards, pairs = HandShards(tmp_path / "shards"), np.load(tmp_path / "pairs.npz")
+    index, distance = mine(shards.keypoints, shards.video_ids, 2)
+    np.testing.assert_array_equal(pairs["indices"], index)
+    np.testing.assert_array_equal(pairs["distances"], distance)
+    assert read_image(tmp_path / "s.png").shape == (8 * 32, 10 * 32, 3)
+    published = read_hand_annotations(tmp_path / "pairs.json")
+    np.testing.assert_allclose(published.right_hand_keypoints(), shards.keypoints / 32, atol=1e-6)
+    np.testing.assert_array_equal(published.positive_rows(), index[:, 0])
+    np.testing.assert_array_equal(published.video_ids, shards.video_ids)
+
+
+def test_one_video_and_a_damaged_folder(tmp_path, capsys):
+    keypoints, _ = keypoint_pool(50, videos=5)
+    np.savez(tmp_path / "one.npz", keypoints=keypoints, video_ids=np.zeros(50, int))
+    assert mine_hands.main([str(tmp_path / "one.npz"), "--out", str(tmp_path / "pairs.npz"), "--k", "60"]) == 0
+    assert "0 hands with a neighbour, 50 without (0 of them lack key points)" in capsys.readouterr().out
+    assert (np.load(tmp_path / "pairs.npz")["indices"] == -1).all()
+    (tmp_path / "shards").mkdir()
+    assert mine_hands.main([str(tmp_path / "shards"), "--out", str(tmp_path / "o.npz")]) == 1
+    assert "index.parquet is missing" in capsys.readouterr().err
 
 
 def test_script_refuses_with_one_line(tmp_path, capsys):

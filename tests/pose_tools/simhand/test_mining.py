@@ -1,6 +1,7 @@
 """Mining: every exact method equals brute force, exclusion holds, bad pools give −1 and are counted."""
 
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.synthetic.keypoints import keypoint_pool
+from pose_tools.simhand.faiss_search import IvfSearch
 from pose_tools.simhand.mining import mine, prepare
-from pose_tools.simhand.neighbours import BlockSearch, ListSearch, TreeSearch, brute_force
+from pose_tools.simhand.neighbours import BlockSearch, TreeSearch, brute_force
 from pose_tools.simhand.pose_space import fit_pose_space
+from pose_tools.tool_protocol import BackendMissing
+
+pytest.importorskip("faiss")
 
 
 def pool(count, videos, seed=0):
@@ -54,13 +59,13 @@ def test_every_search_equals_brute_force(count, videos, k, seed, grid):
     for search in (
         BlockSearch(points, groups, k),
         TreeSearch(points, groups, k),
-        ListSearch(points, groups, k, lists=min(4, count), probes=4),
+        IvfSearch(points, groups, k, lists=min(4, count), probes=4, chunk=17),
     ):
         found = [np.empty_like(part) for part in expected]
         for rows in search.chunks:
             for whole, part in zip(found, search.search(rows), strict=True):
                 whole[rows] = part
-        if isinstance(search, ListSearch) and grid:
+        if isinstance(search, IvfSearch) and grid:
             np.testing.assert_array_equal(found[1], expected[1])  # ties beyond the spare candidates may be others
         else:
             np.testing.assert_array_equal(found[0], expected[0])
@@ -95,6 +100,24 @@ def test_ivf_finds_nearly_all_and_is_deterministic():
     first, second = (mine(keypoints, videos, 2, method="ivf", seed=3) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
     assert (videos[first[0]] != videos[:, None]).all()
+
+
+def test_a_video_that_fills_the_lists_hides_nothing():
+    """Where the lists looked into hold none but its own video's hands, all lists are."""
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(size=(900, 4)), 30 + rng.normal(size=(300, 4))]).astype(np.float32)
+    groups = np.sort(np.r_[np.zeros(900, int), np.arange(1, 301) // 5 + 1])
+    search = IvfSearch(points, groups, 2, lists=12, probes=1)
+    index, distance = search.search(np.arange(900))
+    np.testing.assert_array_equal(index, brute_force(points, groups, np.arange(900), 2)[0])
+    alone = IvfSearch(points, np.zeros(1200, int), 2, lists=12, probes=1).search(np.arange(1200))
+    assert (alone[0] == -1).all() and np.isinf(alone[1]).all()
+
+
+def test_ivf_without_faiss_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(BackendMissing, match='pip install faiss-cpu.*or use method "exact"'):
+        mine(*pool(100, 5), 1, method="ivf")
 
 
 def test_order_of_the_pool_does_not_matter():
