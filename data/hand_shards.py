@@ -25,7 +25,6 @@ Columns of the index:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 INDEX, SHARDS, PARTS, MANIFEST = "index.parquet", "shards", "parts", "manifest.json"
 REMEDY = 'pip install "handvlm[mining]"'
-_OPEN_SHARDS = 64
 _ROWS = 50_000
 """Rows of the index that are in memory at a time while a column is streamed."""
 
@@ -103,7 +101,7 @@ class ShardHand:
 
 
 class HandShards(Sequence[ShardHand]):
-    """The hands of a folder by row of its index. `[i]` reads one picture by its place in the shard; safe in loader processes.
+    """The hands of a folder by row of its index. `[i]` reads one picture by its place in the shard; safe in threads and loader processes.
 
     Args:
         folder: as `data.hand_shards_writer` leaves it.
@@ -128,7 +126,6 @@ class HandShards(Sequence[ShardHand]):
         self.videos, self.video_numbers = _codes(self._table["video_id"])
         """Names of the videos, and (N,) int32 which of them each hand is of."""
         self._labels: dict[str, np.ndarray | None] = {}
-        self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -184,14 +181,12 @@ class HandShards(Sequence[ShardHand]):
 
     def jpeg(self, index: int) -> bytes:
         """The picture's bytes as they lie in the shard."""
-        shard = int(self._shard[index])
-        if shard not in self._files:
-            if len(self._files) >= _OPEN_SHARDS:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self._shard_path(shard), os.O_RDONLY)
-        content = os.pread(self._files[shard], int(self._length[index]), int(self._offset[index]))
+        path = self._shard_path(int(self._shard[index]))
+        with open(path, "rb") as file:  # anew each time: nothing that processes and threads would have to share
+            file.seek(int(self._offset[index]))
+            content = file.read(int(self._length[index]))
         if len(content) < self._length[index]:
-            raise ShardError(f"{self._shard_path(shard)} was cut off while it was read: write its unit again")
+            raise ShardError(f"{path} was cut off while it was read: write its unit again")
         return content
 
     def image(self, index: int) -> np.ndarray:
@@ -201,20 +196,16 @@ class HandShards(Sequence[ShardHand]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
         index = range(len(self))[index]  # negative numbers and IndexError as of a list
         row = {name: self._table[name][index].as_py() for name in ("hand_id", "video_id", "frame", "left", "confidence")}
-        labels = [None if (column := getattr(self, name)) is None else column[index] for name in ("joints_3d", "intrinsics")]
-        labels = [None if label is None or np.isnan(label).any() else label for label in labels]
+        joints, intrinsics = (self._label(name, index) for name in ("joints_3d", "intrinsics"))
+        box, crop_box = (np.array(self._table[name][index].as_py(), np.float32) for name in ("bbox", "crop_box"))
         return ShardHand(
-            row["hand_id"], row["video_id"], row["frame"], "left" if row["left"] else "right", row["confidence"],
-            *(np.array(self._table[name][index].as_py(), np.float32) for name in ("bbox", "crop_box")),
-            self.image(index), self.keypoints[index], *labels,
+            row["hand_id"], row["video_id"], row["frame"], "left" if row["left"] else "right", row["confidence"], box, crop_box,
+            self.image(index), self.keypoints[index], joints, intrinsics,
         )  # fmt: skip
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}  # a loader process opens the shards for itself
-
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", {}).values():
-            os.close(file)
+    def _label(self, name: str, index: int) -> np.ndarray | None:
+        column = getattr(self, name)
+        return None if column is None or np.isnan(column[index]).any() else column[index]
 
     def _shard_path(self, shard: int) -> Path:
         return self.folder / SHARDS / self.shard_names[shard]

@@ -71,7 +71,7 @@ class IvfSearch:
         group = np.searchsorted(self.starts, rows, side="right") - 1
         sizes = self.ends[group] - self.starts[group]
         few = np.flatnonzero(sizes <= FEW)
-        parts = [(few, None)] if len(few) else []
+        parts: list[tuple[np.ndarray, int | None]] = [(few, None)] if len(few) else []
         rest = np.flatnonzero(sizes > FEW)
         for part in np.split(rest, np.flatnonzero(np.diff(group[rest])) + 1) if len(rest) else ():
             parts.append((part, int(group[part[0]])))

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from pose_tools.video import VideoError, iterate_frames, probe, read_frames, sample_indices, write_video
+from pose_tools.video import VideoError, iterate_frames, probe, read_frames, sample_indices, sampled_frames, write_video
 
 FPS, COUNT = 30, 75
 
@@ -180,3 +180,22 @@ def test_wrong_requests_and_frames(clip, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(VideoError, match="cannot be written"):
         write_video(tmp_path / "file" / "out.mp4", [numbered(0)], FPS)
+
+
+def test_sampled_frames_are_some_of_all(tmp_path):
+    frames = [np.full((32, 48, 3), 5 * number, np.uint8) for number in range(20)]
+    write_video(tmp_path / "a.mp4", frames, 10)
+    every = [(time, frame) for time, frame in iterate_frames(tmp_path / "a.mp4")]
+    for options, numbers in (
+        ({"stride": 7}, [0, 7, 14]),
+        ({"rate": 5.0}, list(range(0, 20, 2))),
+        ({"rate": 4.0}, [0, 3, 5, 8, 10, 13, 15, 18]),  # the first frame at or after 0, 0.25, 0.5 s …
+        ({"rate": 1000.0}, list(range(20))),
+        ({"stride": 99}, [0]),
+    ):
+        sampled = list(sampled_frames(tmp_path / "a.mp4", **options))
+        assert [number for number, _, _ in sampled] == numbers
+        assert all(time == every[n][0] and np.array_equal(frame, every[n][1]) for n, time, frame in sampled)
+    for wrong in ({"stride": 0}, {"rate": 0.0}, {"rate": float("nan")}):
+        with pytest.raises(ValueError, match="stride of at least 1 and a positive rate"):
+            next(sampled_frames(tmp_path / "a.mp4", **wrong))
