@@ -145,6 +145,8 @@ def fit(settings: PretrainingSettings) -> None:
         print(f"{kind.name}: {len(task)} of {len(pool)} hands have a pair, {len(held_out)} to judge by; {millions:.2f} M parameters")
     result = train(model, task, training)
     print(f"step {result.step}, best: {result.best}")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else gloo's threads may still run when the process ends, and abort it
 
 
 def publish(settings: PretrainingSettings) -> None:

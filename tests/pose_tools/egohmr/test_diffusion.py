@@ -90,7 +90,9 @@ def test_dpm_solver_follows_the_probability_flow():
 def test_dpm_solver_agrees_with_diffusers():
     diffusers = pytest.importorskip("diffusers")
     schedule = Schedule(50)
-    theirs = diffusers.DPMSolverMultistepScheduler(trained_betas=schedule.betas.numpy(), prediction_type="sample", final_sigmas_type="zero")
+    theirs = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=50, trained_betas=schedule.betas.numpy(), prediction_type="sample", final_sigmas_type="zero"
+    )
     theirs.set_timesteps(15)
     x = start = torch.randn(4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -51,3 +51,4 @@ def settings(output: Path | str, **changes) -> TrainingSettings:
 if __name__ == "__main__":
     changes = {key: json.loads(value) for key, value in (word.split("=") for word in sys.argv[3:])}
     train(network(), task(sys.argv[2]), settings(sys.argv[1], **changes))
+    torch.distributed.destroy_process_group()  # else gloo's threads may still run when the process ends, and abort it
