@@ -26,7 +26,7 @@ from data.hand_shards import HandShards, ShardError
 from data.shard_samples import ShardSamples
 from pose_tools.files import atomic_path
 from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
-from pose_tools.simhand.encoder import DEPTHS, CheckpointError, ContrastiveModel, Encoder, load_encoder, published_state_dict
+from pose_tools.simhand.encoder import CheckpointError, ContrastiveModel, EncoderSettings, published_state_dict
 from pose_tools.simhand.experiments import LossSettings, experiment
 from pose_tools.simhand.hand_pool import HandPool
 from pose_tools.simhand.pose_space import Normalise
@@ -53,17 +53,6 @@ class HandsSettings:
     validation: float = 0.05
     judge: int = 1000
     """So many held-out hands are scored; the linear probe is fitted on twice as many others."""
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """A ResNet by its sizes; `start`: a checkpoint of any published layout to begin from (its sizes hold then)."""
-
-    depths: tuple[int, ...] = DEPTHS["resnet50"]
-    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
-    embedding_size: int = 64
-    layer_type: str = "bottleneck"
-    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,12 +108,7 @@ def read_pools(data: HandsSettings, seed: int) -> tuple[HandPool, HandPool, Hand
 def build(settings: PretrainingSettings) -> ContrastiveModel:
     """A fresh network; the same for the same seed."""
     torch.manual_seed(settings.training.seed)
-    sizes = settings.encoder
-    if sizes.start is not None:
-        encoder = load_encoder(sizes.start)
-    else:
-        encoder = Encoder(sizes.depths, sizes.hidden_sizes, sizes.embedding_size, sizes.layer_type)
-    return ContrastiveModel(encoder, settings.head_hidden, settings.head_output).train()
+    return ContrastiveModel(settings.encoder.build(), settings.head_hidden, settings.head_output).train()
 
 
 def fit(settings: PretrainingSettings) -> None:

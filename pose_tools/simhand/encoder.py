@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "ContrastiveModel",
     "Encoder",
+    "EncoderSettings",
     "load_25d",
     "load_contrastive",
     "load_detnet",
@@ -49,6 +51,23 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.maps(pixels).mean((2, 3))
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """A ResNet by its sizes; `start`: a checkpoint of any published layout to begin from (its sizes hold then)."""
+
+    depths: tuple[int, ...] = DEPTHS["resnet50"]
+    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    embedding_size: int = 64
+    layer_type: str = "bottleneck"
+    start: str | None = None
+
+    def build(self) -> Encoder:
+        """A fresh encoder, or that of `start`; CheckpointError where that is none."""
+        if self.start is not None:
+            return load_encoder(self.start)
+        return Encoder(self.depths, self.hidden_sizes, self.embedding_size, self.layer_type)
 
 
 class ContrastiveModel(nn.Module):
