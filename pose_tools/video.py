@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +99,22 @@ def read_frames(
     indices: Sequence[int] | None = None,
     times: Sequence[float] | None = None,
     count: int | None = None,
+    longest: int | None = None,
 ) -> Clip:
     """Frames by number (`indices`), by time (`times`, seconds: what is on the screen then), or `count` of them evenly spread.
 
     Exactly one of the three is given; repeats and any order are fine, as are more frames than there are (`count` then
-    repeats some). Raises VideoError for what cannot be read, and ValueError for indices or times outside the video.
+    repeats some). Frames whose longer side has more than `longest` pixels are scaled while they are read. Raises VideoError for what
+    cannot be read, and ValueError for indices or times outside the video.
     """
     if sum(value is not None for value in (indices, times, count)) != 1:
         raise ValueError("read_frames: give exactly one of indices, times and count")
     listing = _list_frames(path)
     wanted = _wanted(listing, path, indices, times, count)
     with _open(path) as (container, stream):
+        scale = min(1.0, (longest or float("inf")) / max(stream.width, stream.height))
         chosen = _seek_and_decode(container, stream, listing, sorted(set(wanted)), path)
-        found = {index: _upright(frame) for index, frame, _ in chosen}
+        found = {index: _upright(frame, scale) for index, frame, _ in chosen}
     return Clip(tuple(found[i] for i in wanted), np.array(wanted, dtype=int), listing.times[wanted], listing.fps)
 
 
@@ -273,6 +277,20 @@ def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
 
 def _list_frames(path: Any) -> _Listing:
     """The time stamps of all packets, nothing decoded; a file that breaks off lists what is there."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return _listed(path)  # says what is wrong with the path
+    return _listed_once(os.fspath(path), facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=8)
+def _listed_once(path: str, changed: int, size: int) -> _Listing:
+    """The listing of a file as long as it stays the same: many clips of one long video list it once."""
+    return _listed(path)
+
+
+def _listed(path: Any) -> _Listing:
     import av
 
     packets = []
@@ -287,12 +305,17 @@ def _list_frames(path: Any) -> _Listing:
         raise VideoError(f"{path}: its picture track holds no frames")
     if without_times or any(pts is None for pts, _ in packets):
         numbers = np.arange(len(packets))
-        return _Listing(None, numbers / rate, numbers == 0, rate, indexed=False)
+        return _Listing(None, _shared(numbers / rate), _shared(numbers == 0), rate, indexed=False)
     packets.sort()
     pts = np.array([p for p, _ in packets], dtype=np.int64)
     times = (pts - pts[0]) * time_base
     fps = float((len(times) - 1) / times[-1]) if times[-1] > 0 else rate
-    return _Listing(pts, times, np.array([key for _, key in packets]), fps, indexed)
+    return _Listing(_shared(pts), _shared(times), _shared(np.array([key for _, key in packets])), fps, indexed)
+
+
+def _shared(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 def _wanted(listing: _Listing, path: Any, indices: Sequence[int] | None, times: Sequence[float] | None, count: int | None) -> list[int]:
