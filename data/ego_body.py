@@ -78,6 +78,7 @@ class EgoBody:
         smpl: the body, or one for each gender: where the pelvis lies in the rest pose, which a moved body's translation depends on.
         side: of the person's square crop, pixels.
         augment: move, turn, mirror and colour the items as a function of (seed, index, epoch).
+        points: so many of a scene's points, drawn anew each epoch (with replacement where it has fewer); None: all.
 
     Raises EgoBodyError for a folder that lacks files or whose files do not fit each other.
     """
@@ -85,10 +86,10 @@ class EgoBody:
     def __init__(
         self, folder: str | Path, split: Literal["train", "val", "test"], *, smpl: Smpl | Mapping[str, Smpl],
         scenes: str | Path | None = None, stage: Literal[1, 2] = 1, transl: Any = None, side: int = SIDE, augment: bool = False,
-        seed: int = 0,
+        points: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.folder, self.split, self.stage, self.side = Path(folder), split, stage, side
-        self.augment, self.seed = augment, seed
+        self.augment, self.points, self.seed = augment, points, seed
         self.scenes = None if scenes is None else Path(scenes)
         self.bodies = bodies_by_gender(smpl)
         self.rows = read_annotations(self.folder, split)
@@ -145,6 +146,11 @@ class EgoBody:
             found.append(read_plain_pickle(path, "scene pickle"))
         return found[0], found[1]
 
+    def poses(self) -> dict[str, np.ndarray]:
+        """All annotated bodies as float32: global_orient (n, 3), body_pose (n, 69), betas (n, 10), axis-angle, camera frame."""
+        names = {"global_orient": "global_orient_pv", "body_pose": "pose", "betas": "shape"}
+        return {ours: np.asarray(self.rows[theirs], dtype=np.float32) for ours, theirs in names.items()}
+
     def __getitem__(self, index: int) -> Batch:
         return self.item(index)
 
@@ -162,11 +168,18 @@ class EgoBody:
         else:
             drawn = augmentation
         picture = self.picture(index)
-        found = self._labels(index, drawn, (picture.shape[1], picture.shape[0]))
+        found = self._labels(index, epoch, drawn, (picture.shape[1], picture.shape[0]))
         found["img"] = normalised_crop(picture, found.pop("crop"), self.side, drawn.flip, drawn.gain)
         return found
 
-    def _labels(self, index: int, drawn: Augmentation, size: tuple[int, int]) -> Batch:
+    def _thinned(self, cloud: np.ndarray, index: int, epoch: int) -> np.ndarray:
+        """`points` of the cloud, all of it where that is None."""
+        if self.points is None or self.points == len(cloud):
+            return cloud
+        rng = np.random.default_rng([self.seed, index, epoch, 2])
+        return cloud[rng.choice(len(cloud), self.points, replace=len(cloud) < self.points)]
+
+    def _labels(self, index: int, epoch: int, drawn: Augmentation, size: tuple[int, int]) -> Batch:
         row = {name: np.asarray(self.rows[name][index], dtype=np.float64) for name in (*NUMBERS, "3d_joints_pv")}
         side = float(row["scale"]) * 200 * BOX_SCALE
         centre = row["center"] + side * np.array(drawn.shift)
@@ -190,7 +203,7 @@ class EgoBody:
             "transf_holo2pv": FLIP_YZ @ self.cameras.holo_to_camera(name),
         }  # fmt: skip
         if self.scenes is not None:
-            found["scene_pcd_verts_full"] = moved.points(self.scene_points(index))[1]
+            found["scene_pcd_verts_full"] = moved.points(self._thinned(self.scene_points(index), index, epoch))[1]
         if self.transl is not None:
             found["stage1_transl_full"] = self.transl[index]
         return found

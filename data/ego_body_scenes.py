@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from data.ego_body import EgoBody
 from data.ego_body_cameras import Cameras, EgoBodyError, image_key, stage2_name
 from data.synthetic import journal
 from pose_tools.body_models import load_smpl
-from pose_tools.egohmr.body import true_body
+from pose_tools.egohmr.body import PosedBody, true_body
 from pose_tools.egohmr.scene import TARGET, SceneError, crop_stage1, crop_stage2, transform
 from pose_tools.files import atomic_path
 
@@ -64,6 +64,7 @@ def preprocess_stage1(
 ) -> Iterator[int]:
     """Writes stage 1's two pickles of a split; yields how many clouds there are, first what was there. Raises EgoBodyError, SceneError."""
     folder, out = Path(folder), Path(out)
+    _cameras.cache_clear()  # the folder may have grown since it was last read
     data = EgoBody(folder, split, smpl=load_smpl())
     names = [data.name(index) for index in range(len(data))]
     chosen = keyframes(data.cameras, names, spacing)
@@ -118,6 +119,7 @@ def preprocess_stage2(
     Raises EgoBodyError, SceneError.
     """
     folder, out = Path(folder), Path(out)
+    _data.cache_clear()  # the folder may have grown since it was last read
     data = _data(folder, split, smpl, transl if transl is None else str(transl))
     around = "true bodies" if transl is None else "stage 1's translations"
     settings = {"kind": "s2", "split": split, "points": target, "size": size, "seed": seed, "pictures": len(data), "around": around}
@@ -136,22 +138,19 @@ def _write_stage2(
         if data.transl is not None:
             centre, body = transform(data.transl[index][None], to_scene)[0], None
         else:
-            body = transform(_true_vertices(data, index), to_scene)
+            body = transform(true_bodies(data, [index]).vertices[0].double().numpy(), to_scene)
             centre = body.mean(0)
         cloud = crop_stage2(scan, centre, body=body, seed=chance, size=size, target=target)
     return journal.save(out, {"id": name}, {f"{split}/{stage2_name(name)}": _npy(cloud)})
 
 
-def _true_vertices(data: EgoBody, index: int) -> np.ndarray:
-    """(6890, 3) metres, camera frame."""
-    row = data.rows
-    parameters = {
-        "global_orient": row["global_orient_pv"], "body_pose": row["pose"], "betas": row["shape"], "transl": row["transl_pv"],
-    }  # fmt: skip
-    one = {name: torch.as_tensor(np.asarray(value[index], dtype=np.float32))[None] for name, value in parameters.items()}
-    gender = torch.tensor([0 if data.gender(index) == "male" else 1])
+def true_bodies(data: EgoBody, indices: Sequence[int]) -> PosedBody:
+    """The annotated bodies of some pictures, by the bodies of their gender; camera frame, metres."""
+    names = {"global_orient": "global_orient_pv", "body_pose": "pose", "betas": "shape", "transl": "transl_pv"}
+    rows = {ours: torch.as_tensor(np.asarray(data.rows[theirs][list(indices)], np.float32)) for ours, theirs in names.items()}
+    gender = torch.tensor([0 if data.gender(index) == "male" else 1 for index in indices])
     with torch.no_grad():
-        return true_body(data.bodies, one, gender).vertices[0].double().numpy()
+        return true_body(data.bodies, rows, gender)
 
 
 @lru_cache(maxsize=2)

@@ -123,6 +123,15 @@ class Canvas:
             self._disc(points[k], radius, colour)
         return self
 
+    def points(self, points: np.ndarray, *, colour: Colour, valid: np.ndarray | None = None) -> Canvas:
+        """A dot at each of the points (n, 2); `valid` (n,) bool leaves some out."""
+        points = np.asarray(points, float)
+        shown = np.isfinite(points).all(1) & (True if valid is None else np.asarray(valid, bool))
+        for point in points[shown] * self._stretch:
+            self._disc(point, 1.2 * self.line + 1.2, _DARK)
+            self._disc(point, 1.2 * self.line, colour)
+        return self
+
     def mesh(
         self,
         vertices: np.ndarray,

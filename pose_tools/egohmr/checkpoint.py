@@ -73,6 +73,14 @@ def load_stage2(source: Source, smpl: Smpl | Mapping[str, Smpl], mean: Any, std:
     return _fill(Stage2(smpl, mean, std, config, backbone), found, "EgoHMR's stage 2")
 
 
+def load_backbone(source: Source) -> Encoder:
+    """The picture's encoder of either stage's (or of ProHMR's) checkpoint, or of any layout that `simhand.encoder.load_encoder` knows."""
+    tensors = read_state_dict(source)
+    if not any(name.startswith("backbone.conv1") for name in tensors):
+        return load_encoder(tensors)
+    return load_encoder({name.removeprefix("backbone."): value.float() for name, value in tensors.items() if name.startswith("backbone.")})
+
+
 def published_state_dict(model: Stage1 | Stage2) -> dict[str, Tensor]:
     """A model's tensors by the published names, without the body's: what the loaders read; save it as {"state_dict": …}."""
     found = {_published(name): value.detach().clone() for name, value in model.state_dict().items()}

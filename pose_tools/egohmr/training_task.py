@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pose_tools.egohmr import losses
+from pose_tools.egohmr.camera import FOCAL_UNIT
 from pose_tools.egohmr.collision import CapsuleField
 from pose_tools.egohmr.evaluate import in_frame, metrics
+from pose_tools.egohmr.prepare import MEAN, SIDE, STD
 from pose_tools.egohmr.stage1 import Stage1
 from pose_tools.egohmr.stage2 import Stage2
 from pose_tools.geometry import axis_angle_to_matrix
+from pose_tools.render import Canvas, contact_sheet
+
+DETECTED, LABELLED = (90, 220, 110), (240, 70, 70)
 
 PART = "smpl_params."
 """Entries of a flat batch that belong to the nested dict of parameters."""
@@ -149,6 +154,22 @@ def predict(stage: Stage1 | Stage2, people: People, numbers: Sequence[int], batc
         seen = in_frame(found["truth"][-1], 1500 * batch["fx"].cpu(), principal, tuple(size[0]))
         found["visible"].append(torch.from_numpy(seen))
     return {"joints": torch.cat(found["joints"])}, {"joints": torch.cat(found["truth"]), "visible": torch.cat(found["visible"])}
+
+
+def label_sheet(people: Any, count: int = 20) -> np.ndarray:
+    """RGB uint8: crops as the networks get them (mirrored and turned when augmented), with BODY_25 as detected and the labels' joints."""
+    pictures = []
+    for index in np.unique(np.linspace(0, len(people) - 1, min(count, len(people))).astype(int)).tolist():
+        item = people.item(index)
+        pixels = item["img"].transpose(1, 2, 0) * STD + MEAN
+        canvas = Canvas((255 * pixels).clip(0, 255).astype(np.uint8), least=320)
+        side = item["img"].shape[1]
+        canvas.points((item["keypoints_2d"][:, :2] + 0.5) * side, colour=DETECTED, valid=item["keypoints_2d"][:, 2] > 0)
+        joints = item["keypoints_3d"]  # of the crop's camera, whose picture is `side` wide whatever the crop's
+        flat = joints[:, :2] / joints[:, 2:] * item["fx"] * FOCAL_UNIT / SIDE + 0.5
+        canvas.points(flat * side, colour=LABELLED, valid=joints[:, 2] > 0.1)
+        pictures.append(canvas.array())
+    return contact_sheet(pictures, columns=5, cell=260, title="green: detected key points; red: the labels' joints, projected")
 
 
 def score(pred: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, float]:
