@@ -44,7 +44,7 @@ ANNOTATION_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv")
 
 @dataclass(frozen=True)
 class ClipAction:
-    """An action that can be asked about: its row, its label's paths (2, T, 2) in pixels and which hands it has (2,), left, right."""
+    """An action that can be asked about: its row, its label's paths (2, T, 2) in pixels and which points it has (2, T), left, right."""
 
     action: Action
     future: np.ndarray
@@ -204,11 +204,11 @@ class EpicClips:
             self.skipped["have no label, or a broken one"] += 1
             return None
         future = label["future_hands"][:, 1:].astype(np.float64)
-        present = label["future_valid"]
-        if not present.any():
+        known_points = label["step_known"][:, 1:]
+        if not known_points.any():
             self.skipped["have a label without hands"] += 1
             return None
-        return ClipAction(action, future, present, known[action.uid][1] if action.uid in known else {})
+        return ClipAction(action, future, known_points, known[action.uid][1] if action.uid in known else {})
 
     def _report(self, actions: int, tolerance: float) -> None:
         lost = sum(self.skipped.values())
@@ -237,7 +237,7 @@ class EpicClips:
         both = about.get("kind") == "turn"
         points = action.future
         inside = ((points >= 0) & (points < size)).all(-1)
-        valid = action.valid[:, None] & inside
+        valid = action.valid & inside
         video = {"type": "video", "video": [str(path) for path in clip.frames], "times": self.times.tolist()}
         if self.wording is None:
             words = question(row.narration, rng, split, side, name_side=not about.get("nearest", True), plural=both)
@@ -260,7 +260,7 @@ class EpicClips:
         )  # fmt: skip
 
     def _published(self, clip: Clip, action: ClipAction, video: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
-        valid = np.repeat(action.valid[:, None], action.future.shape[1], 1)
+        valid = action.valid
         part = {"type": "trajectory", "points": np.where(valid[..., None], action.future, 0.0), "valid": valid}
         if self.wording == "reasoning":
             asked = self.questions[clip.name]

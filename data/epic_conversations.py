@@ -28,9 +28,11 @@ def narration_turns(action: Action, video: Part, path: Part, rng: np.random.Gene
     """A training conversation about `action`, whose narration may be a paraphrase.
 
     `form`, by default drawn evenly: 0 the action is asked and answered with the path; 1 the path is asked for without words about the
-    action; 2 the action is predicted first, then its path; 3 the path first, then the action. `path`: a trajectory part.
+    action; 2 the action is predicted first, then its path; 3 the path first, then the action. `path`: a trajectory part. Of an action
+    without a narration only 1 can be asked.
     """
     form = int(rng.integers(4)) if form is None else form
+    form = form if action.narration.strip() else 1
     general, predicted = _pick(strings.GENERAL_QUESTIONS, rng), _pick(strings.PREDICTION_QUESTIONS, rng)
     said = _pick(strings.PREDICTION_ANSWERS, rng).format(action=action.narration, noun=action.noun)
     following = with_path(_pick(strings.PATH_ANSWERS, rng), path)
@@ -52,7 +54,9 @@ def question_turns(question: str, video: Part, path: Part, rng: np.random.Genera
 
 
 def action_question(action: Action, rng: np.random.Generator) -> str:
-    """One of the questions about the narrated action."""
+    """One of the questions about the narrated action, or about what comes next where nothing is narrated."""
+    if not action.narration.strip():
+        return _pick(strings.GENERAL_QUESTIONS, rng)
     return _pick(strings.ACTION_QUESTIONS, rng).format(action.narration)
 
 

@@ -119,12 +119,13 @@ def trajectory_label(
 
     Args:
         label: `hand_trajs[side]["traj"]` (21, 2) pixels of that frame over 1 s, side "LEFT" or "RIGHT"; a missing side is a missing hand.
+            Labels of `scripts/prepare_clips.py` also have "valid" (21,) bool: a point that is not only fills a gap.
         size: (width, height) of the frame; (1, 1) gives pixels.
         steps: which of the 21 points, the first being the last observed moment.
 
     Returns `future_hands` (2, 5, 2) float32, hands left, right: the last observed moment, then +0.25 … +1 s, a missing hand below the
-    picture; `future_valid` (2,) bool, whether a hand has a label; `step_valid` (2, 5) bool, whether a point is also inside the picture.
-    Raises EpicError for another shape or points that are not finite, UnsafePickleError for a file with code in it.
+    picture; `future_valid` (2,) bool, whether a hand has a label; `step_known` (2, 5) bool, whether a point is labelled; `step_valid`
+    (2, 5) bool, whether it is also inside the picture. Raises EpicError for another shape or points that are not finite, UnsafePickleError for a file with code in it.
     """
     where = "trajectory label"
     if isinstance(label, (str, Path)):
@@ -133,14 +134,15 @@ def trajectory_label(
     if not isinstance(paths, Mapping):
         raise EpicError(f"{where}: hand_trajs is {type(paths).__name__}, expected a dict of RIGHT and LEFT")
     hands = np.empty((2, len(steps), 2), np.float32)
-    known = np.zeros(2, bool)
+    known = np.zeros((2, len(steps)), bool)
     for hand, side in enumerate(("LEFT", "RIGHT")):
         hands[hand] = MISSING[side]
         if side in paths:
             hands[hand] = _path(paths[side], f"{where}, {side}")[list(steps)] / np.asarray(size, np.float64)
-            known[hand] = True
+            known[hand] = _labelled(paths[side], f"{where}, {side}")[list(steps)]
+    present = np.array([side in paths for side in ("LEFT", "RIGHT")])
     inside = ((hands >= 0) & (hands < 1)).all(-1)
-    return {"future_hands": hands, "future_valid": known, "step_valid": inside & known[:, None]}
+    return {"future_hands": hands, "future_valid": present, "step_known": known, "step_valid": inside & known}
 
 
 def read_label(path: str | Path) -> dict[str, Any]:
@@ -168,6 +170,14 @@ def _path(entry: Any, where: str) -> np.ndarray:
         broken = int((~np.isfinite(points)).any(-1).sum())
         raise EpicError(f"{where}: {broken} of 21 points are not finite; make the label again or leave it out")
     return points
+
+
+def _labelled(entry: Mapping[str, Any], where: str) -> np.ndarray:
+    """(21,) bool: which points of a path are labels; all where nothing is said."""
+    flags = np.asarray(entry.get("valid", np.ones(21, bool)))
+    if flags.shape != (21,) or flags.dtype != bool:
+        raise EpicError(f"{where}: expected valid (21,) of bool, got {flags.shape} of {flags.dtype}")
+    return flags
 
 
 def read_questions(path: str | Path) -> dict[str, list[str]]:

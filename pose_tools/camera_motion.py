@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-FEATURES = 1500
+FEATURES, CONTRAST = 1500, 0.005
+"""At most so many, and how little they may stand out (SIFT's own 0.04 leaves plain tables and walls without any)."""
 RATIO = 0.8
 """Lowe's: a match counts where the next best is this much worse."""
 TOLERANCE = 1.0 / 250
 """How far a match may lie off, in longer sides of the picture (1.8 px of 456)."""
-LEAST_MATCHES, LEAST_SHARE = 16, 0.25
+LEAST_MATCHES, LEAST_SHARE = 12, 0.25
 """Matches that must agree, and their share of all."""
-LEAST_SPREAD = 0.06
+LEAST_SPREAD = 0.04
 """Of the matches that agree, along their narrower direction, in longer sides: those of one small thing say nothing about the rest."""
 LARGEST_CHANGE = 4.0
 """By which the picture's area may grow or shrink."""
@@ -59,7 +60,7 @@ def register(frames: Sequence[np.ndarray], hands: Sequence[np.ndarray] | None = 
     homographies, matches = np.full((len(frames), 3, 3), np.nan), np.zeros(len(frames), int)
     if not len(frames):
         return Registration(homographies, matches)
-    sift = cv2.SIFT.create(nfeatures=FEATURES)
+    sift = cv2.SIFT.create(nfeatures=FEATURES, contrastThreshold=CONTRAST)
     seen = [_features(sift, frame, None if hands is None else hands[number]) for number, frame in enumerate(frames)]
     size = (frames[0].shape[1], frames[0].shape[0])
     homographies[0], matches[0] = np.eye(3), len(seen[0][0])

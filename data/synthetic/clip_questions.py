@@ -17,6 +17,7 @@ _ASKING = (
     "Where will {who} move to {do}?", "If I want to {do}, where will {who} go?", "Predict the path of {who} to {do}.",
     "Show where {who} should go to {do}.",
 )  # fmt: skip
+_ASKING_NOTHING = ("Where will my hands go next?", "Where will the hands be in a moment?", "Show the path of my hands.")
 _HELD_OUT = (11, 12, 13, 14)
 """Numbers of the ways of `_ASKING` that are asked in val and test only; all their words are trained."""
 
@@ -45,11 +46,13 @@ def question(
     """A question about a narrated action.
 
     Args:
-        words: what is done, an infinitive without "to".
+        words: what is done, an infinitive without "to"; "" where that is not known.
         side: the acting hand; None where the data set does not say, or both act (`plural`).
         name_side: whether the hand must be named; otherwise it is in half of the questions.
     """
     split = factors.check_split(split)
+    if not words.strip():
+        return as_typed(_ASKING_NOTHING[rng.integers(len(_ASKING_NOTHING))], rng if split == "train" else None)
     named = side if side is not None and (name_side or rng.random() < 0.5) else None
     choice, who = ways(split), _WHO["both" if plural else named]
     text = choice[rng.integers(len(choice))].format(who=who[rng.integers(len(who))], do=words)
