@@ -1,6 +1,6 @@
 """Pre-trains a hand encoder by contrast: SimCLR, PeCLR or SiMHand, by name.
 
-    python scripts/pretrain_simhand.py CONFIG.yaml [--set experiment=peclr training.max_steps=100 ...]     (or with torchrun)
+    python scripts/pretrain_simhand.py CONFIG.yaml [--set experiment=peclr --set training.max_steps=100 ...]     (or with torchrun)
     python scripts/pretrain_simhand.py CONFIG.yaml --publish        best encoder of the run → the config's `asset`
 """
 
@@ -28,6 +28,7 @@ from pose_tools.files import atomic_path
 from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
 from pose_tools.simhand.encoder import CheckpointError, ContrastiveModel, EncoderSettings, published_state_dict
 from pose_tools.simhand.experiments import LossSettings, experiment
+from pose_tools.simhand.hand_embedding import write_config
 from pose_tools.simhand.hand_pool import HandPool
 from pose_tools.simhand.pose_space import Normalise
 from pose_tools.simhand.pretraining import PretrainingTask
@@ -134,7 +135,7 @@ def fit(settings: PretrainingSettings) -> None:
 
 
 def publish(settings: PretrainingSettings) -> None:
-    """The best encoder of the run by torchvision's names, float32, for `load_encoder`."""
+    """The best encoder of the run by torchvision's names, float32, for `load_encoder`, and beside it the size of its crops."""
     weights = Path(settings.training.output) / "best.safetensors"
     if not settings.asset:
         raise TrainingError("--publish needs `asset` in the config: the file to write")
@@ -145,6 +146,7 @@ def publish(settings: PretrainingSettings) -> None:
     Path(settings.asset).parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(settings.asset) as temporary:
         save_file({name: value.contiguous() for name, value in published_state_dict(model.encoder).items()}, temporary)
+    write_config(Path(settings.asset).parent, settings.image_size)
     print(f"wrote {settings.asset}: {Path(settings.asset).stat().st_size / 1e6:.2f} MB")
 
 

@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+"""Builds an index of hands for the tool `find_similar_hands`: SHARDS → one file of vectors, thumbnails and poses.
+
+    python scripts/build_hand_index.py cache/hand_images/train --count 1000 --out demos/assets/simhand_small/index.safetensors
+    python scripts/build_hand_index.py shards --encoder resnet50_simhand.pth --out my_hands.safetensors      (of extract_hands.py)
+    HANDVLM_HAND_INDEX=my_hands.safetensors HANDVLM_HAND_ENCODER=resnet50_simhand.pth ...                      uses it
+
+Hands are drawn by the seed, as evenly from all videos as they last; poses are told where the shards have 3-D labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.hand_shards import HandShards, ShardError
+from pose_tools.image_io import ImageError
+from pose_tools.simhand.encoder import CheckpointError
+from pose_tools.simhand.hand_embedding import HandEmbeddingError, HandEncoder, load_hand_encoder
+from pose_tools.simhand.hand_index import HandIndex, HandIndexError
+from pose_tools.tool_protocol import BackendMissing
+
+BATCH = 256
+
+
+def choose(shards: HandShards, count: int | None, least: float, seed: int) -> np.ndarray:
+    """Sorted rows: `count` of the hands with at least that confidence, a first from every video, then a second …; all if None."""
+    fit = np.flatnonzero(shards.confidence >= least)
+    order = np.random.default_rng(seed).permutation(fit)
+    videos = shards.video_numbers[order]
+    turn = np.empty(len(order), np.int64)
+    by_video = np.argsort(videos, kind="stable")
+    starts = np.flatnonzero(np.diff(videos[by_video], prepend=-1))
+    turn[by_video] = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+    return np.sort(order[np.argsort(turn, kind="stable")][:count])
+
+
+def build(
+    shards: HandShards, rows: np.ndarray, encoder: HandEncoder, *, thumbnail: int, quality: int, source: str, licence: str
+) -> HandIndex:
+    """The index of those rows of `shards`."""
+    vectors, jpegs = [], []
+    for start in tqdm(range(0, len(rows), BATCH), unit=f"{BATCH} hands", desc="index"):
+        crops = [shards.image(int(row)) for row in rows[start : start + BATCH]]
+        vectors.append(encoder.embed(crops))
+        jpegs += [_jpeg(crop, thumbnail, quality) for crop in crops]
+    joints = shards.joints_3d
+    poses = np.full((len(rows), 21, 3), np.nan, np.float32) if joints is None else joints[rows]
+    names = [tuple(column[rows].tolist()) for column in (shards.hand_ids, shards.video_ids)]
+    return HandIndex(np.concatenate(vectors), poses, tuple(jpegs), names[0], names[1], encoder.fingerprint, source, licence)
+
+
+def _jpeg(crop: np.ndarray, size: int, quality: int) -> bytes:
+    small = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if size < len(crop) else cv2.INTER_CUBIC)
+    stream = io.BytesIO()
+    Image.fromarray(small).save(stream, "JPEG", quality=quality, optimize=True)
+    return stream.getvalue()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path, help="folder of scripts/extract_hands.py or make_synthetic.py hand-images")
+    parser.add_argument("--out", type=Path, required=True, help="the index, .safetensors")
+    parser.add_argument("--encoder", type=Path, help="checkpoint, or folder with encoder.safetensors and config.json (default: shipped)")
+    parser.add_argument("--count", type=int, help="so many hands (default: all)")
+    parser.add_argument("--least", type=float, default=0.6, help="confidence below which a hand is left out")
+    parser.add_argument("--thumbnail", type=int, default=80, help="pixels of a thumbnail's side")
+    parser.add_argument("--quality", type=int, default=80, help="of the thumbnails' JPEG")
+    parser.add_argument("--source", help="what is in it, for people (default: the folder's name)")
+    parser.add_argument("--licence", default="that of the pictures", help="of the thumbnails")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    if (options.count is not None and options.count < 1) or not 16 <= options.thumbnail <= 512 or not 1 <= options.quality <= 95:
+        parser.error("expected --count of at least 1, --thumbnail 16 to 512 and --quality 1 to 95")
+    try:
+        shards, encoder = HandShards(options.shards), load_hand_encoder(options.encoder)
+        rows = choose(shards, options.count, options.least, options.seed)
+        if len(rows) == 0:
+            raise HandIndexError(f"{options.shards}: none of {len(shards)} hands is as sure as {options.least}: lower --least")
+        index = build(
+            shards, rows, encoder, thumbnail=options.thumbnail, quality=options.quality,
+            source=options.source or options.shards.resolve().name, licence=options.licence,
+        )  # fmt: skip
+        index.save(options.out)
+    except (ShardError, BackendMissing, CheckpointError, HandEmbeddingError, HandIndexError, ImageError, OSError) as error:
+        print(f"build_hand_index: {error}", file=sys.stderr)
+        return 1
+    videos, poses = len(set(index.video_ids)), int(np.isfinite(index.joints_3d).all((1, 2)).sum())
+    size = options.out.stat().st_size / 1e6
+    print(f"{options.out}: {len(index)} of {len(shards)} hands, {videos} videos, {poses} with poses, {size:.2f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
