@@ -3,7 +3,8 @@ the licensed data.
 
 Even pictures are EPIC-KITCHENS frames (16:9), odd ones Ego4D frames (4:3), 16 to a video. Boxes in training files are truncated
 hundredths, in test files pixels of the nominal frames (1920 × 1080, 1440 × 1080), as published. There is no published val split:
-ours has the form of the training files. Training wordings are ours; test questions are those the published scorer tells apart.
+ours has the form of the training files. Training wordings are ours, several for a question; test questions are those the published
+scorer tells apart.
 """
 
 from __future__ import annotations
@@ -26,6 +27,25 @@ FRAME_SIZES = {"EPIC-KITCHENS": (480, 270), "Ego4D": (360, 270)}
 _ROOTS = {"EPIC-KITCHENS": "EPIC_Kitchens/frames", "Ego4D": "Ego4D/v2/frames"}
 _TRAINING_FILES = {"EPIC-KITCHENS": "epic-kitchens-{}.json", "Ego4D": "ego4d-{}.json"}
 _PER_VIDEO = 32
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "refer": ("[refer] Where is the {noun}?", "[refer] Where is the {noun}", "[refer] Find the {noun}.", "[refer] Locate the {noun}"),
+    "refer to a hand": ("[refer] Where is the person's {noun}?", "[refer] Where can the {noun} of the person be seen?"),
+    "both hands": ("[refer] Where are both hands of the person?", "[refer] Where are the person's hands?", "[refer] Find the hands."),
+    "held, its box": (
+        "[refer] Where is the object being moved by the {side} hand?",
+        "[refer] Where is the object being manipulated by the {side} hand?",
+        "[refer] Locate the object that is in the {side} hand",
+    ),
+    "held, its name": (
+        "[vqa] What does the person hold in their {side} hand?",
+        "[vqa] What is the object held by the {side} hand?",
+        "[vqa] Which object is in the {side} hand?",
+    ),
+    "holder, its box": ("[refer] Which hand holds the {noun}?", "[refer] Where is the hand that has the {noun}?"),
+    "holder, its name": ("[vqa] Which hand is holding the {noun}?", "[vqa] In what hand is the {noun}?"),
+}
+"""Training questions; those about interactions are not the tests'."""
 
 
 def write_hoi_qa(folder: str | Path, split: factors.Split, seed: int, count: int, workers: int = 1) -> Iterator[int]:
@@ -77,18 +97,27 @@ def conversations(record: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng([seed, int(record["id"].rsplit("-", 1)[1]), 5])
     write: Callable[[list[float]], str] = lambda box: format_box(box, (record["width"], record["height"]), "minigpt", compat="vlm4hoi")  # noqa: E731
     pairs: list[tuple[str, str]] = []
+    ask: Callable[..., str] = lambda kind, **words: str(rng.choice(WORDINGS[kind])).format(**words)  # noqa: E731
     for noun, box in _named_boxes(record):
         pairs += [
             (f"[identify] {write(box)}", noun),
-            (f"[refer] Where is the {noun}?", write(box)),
+            (ask("refer", noun=noun), write(box)),
             (f"[detection] {noun}", f"<p>{noun}</p> {write(box)}"),
         ]
+    hands = {h["side"]: write(h["bbox_xyxy"]) for h in record["hands"]}
+    pairs += [(ask("refer to a hand", noun=f"{side} hand"), box) for side, box in hands.items()]
+    if len(hands) == 2:
+        pairs.append((ask("both hands"), "<delim>".join(hands.values())))
+    names = [o["name"] for o in record["objects"]]
     for side, _, held in _held(record):
+        noun, box = held["name"], write(held["bbox_xyxy"])
         pairs += [
-            (f"[refer] Where is the object being moved by the {side} hand?", write(held["bbox_xyxy"])),
-            (f"[vqa] What does the person hold in their {side} hand?", held["name"]),
-            ("[grounding] Describe what the person is doing.", f"The {side} hand holds a <p>{held['name']}</p> {write(held['bbox_xyxy'])}"),
+            (ask("held, its box", side=side), box),
+            (ask("held, its name", side=side), noun),
+            ("[grounding] Describe what the person is doing.", f"The {side} hand holds a <p>{noun}</p> {box}"),
         ]
+        if len(held["held_by"]) == 1 and names.count(noun) == 1:
+            pairs += [(ask("holder, its box", noun=noun), hands[side]), (ask("holder, its name", noun=noun), f"{side} hand")]
     for hand in record["hands"]:
         touched = [o["name"] for o in record["objects"] if hand["side"] in o["touched_by"]]
         answer = f"The {hand['side']} hand touches the {touched[0]}." if touched else f"The {hand['side']} hand touches nothing."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from data.groups import open_groups
 from data.hoi_qa import NOMINAL_FRAMES, HOIQAError, answer_parts, read_hoi_qa
-from data.synthetic.hoi_qa_writer import FRAME_SIZES, write_hoi_qa
+from data.synthetic.hoi_qa_writer import FRAME_SIZES, WORDINGS, write_hoi_qa
 from data.synthetic.journal import read_lines
 from pose_tools.grounding import parse_boxes
 
@@ -59,7 +60,7 @@ def test_conversations_round_trip(world, name):
         true_boxes = [thing["bbox_xyxy"] for thing in (*record["hands"], *record["objects"])]
         assert [m["content"][-1]["text"] for m in sample.messages[::2]] == turns[::2]
         for message, turn in zip(sample.messages[1::2], turns[1::2], strict=True):
-            assert " ".join(p.get("verbatim", p.get("text")) for p in message["content"]) == turn
+            assert " ".join(p.get("verbatim", p.get("text")) for p in message["content"]) == turn.replace("<delim>", " ")
             for part in message["content"]:
                 if part["type"] == "box":
                     boxes += 1
@@ -100,6 +101,9 @@ def test_interactions_round_trip(world):
             side = "left" if "left" in question else "right"
             assert sample.targets["text"] == record["objects"][hands[side]["held"]]["name"]
     assert samples and both
+    trained = {re.sub(r"\{\w+\}", "…", words) for kind, several in WORDINGS.items() if kind != "refer" for words in several}
+    asked = {re.sub("left|right|cup|bottle|bowl|plate|box|ball|knife|spoon", "…", s.messages[0]["content"][1]["text"]) for s in samples}
+    assert len(asked) > 3 and not trained & asked
 
 
 def test_as_a_training_set(world):
