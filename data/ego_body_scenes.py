@@ -9,6 +9,7 @@ the true body for training, around stage 1's translation for testing. Any scan, 
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
@@ -26,6 +27,8 @@ from pose_tools.body_models import load_smpl
 from pose_tools.egohmr.body import PosedBody, true_body
 from pose_tools.egohmr.scene import TARGET, SceneError, crop_stage1, crop_stage2, transform
 from pose_tools.files import atomic_path
+
+logger = logging.getLogger(__name__)
 
 SPACING = 15
 """Pictures that share stage 1's points."""
@@ -90,11 +93,15 @@ def _part(split: str, number: int) -> str:
 
 
 def _write_stage1(folder: Path, out: Path, split: str, names: tuple[str, ...], target: int, number: int) -> str:
-    name, cameras = names[number], _cameras(folder)
+    name = names[number]
+    return journal.save(out, {"id": name}, {_part(split, number): _npy(_stage1_points(folder, _cameras(folder), name, target))})
+
+
+def _stage1_points(folder: Path, cameras: Cameras, name: str, target: int) -> np.ndarray:
+    """(target, 3), the Kinect's frame."""
     scan = scan_of(folder, cameras.scene(name))
     with _named(name):
-        cloud = crop_stage1(scan, np.linalg.inv(cameras.kinect_to_scene(name)), cameras.kinect_to_camera(name), target=target)
-    return journal.save(out, {"id": name}, {_part(split, number): _npy(cloud)})
+        return crop_stage1(scan, np.linalg.inv(cameras.kinect_to_scene(name)), cameras.kinect_to_camera(name), target=target)
 
 
 def preprocess_stage2(
@@ -131,17 +138,44 @@ def _write_stage2(
     folder: Path, split: str, smpl: Any, transl: str | None, out: Path, target: int, size: float, seed: int, index: int
 ) -> str:
     data = _data(folder, split, smpl, transl)
+    cloud = _stage2_points(data, index, None if data.transl is None else data.transl[index], target=target, size=size, seed=seed)
+    return journal.save(out, {"id": data.name(index)}, {f"{split}/{stage2_name(data.name(index))}": _npy(cloud)})
+
+
+def _stage2_points(data: EgoBody, index: int, transl: Any, *, target: int, size: float, seed: int) -> np.ndarray:
+    """(target, 3), the scan's frame: around `transl` (3,), or with None around the true body, shifted at random."""
     name = data.name(index)
-    scan, to_scene = scan_of(folder, data.cameras.scene(name)), np.linalg.inv(data.cameras.scene_to_camera(name))
-    chance = (seed, ("train", "val", "test").index(split), index)
+    scan, to_scene = scan_of(data.folder, data.cameras.scene(name)), np.linalg.inv(data.cameras.scene_to_camera(name))
+    chance = (seed, ("train", "val", "test").index(data.split), index)
     with _named(name):
-        if data.transl is not None:
-            centre, body = transform(data.transl[index][None], to_scene)[0], None
+        if transl is not None:
+            centre, body = _into_the_scan(scan, transform(np.asarray(transl, np.float64)[None], to_scene)[0], size, name), None
         else:
             body = transform(true_bodies(data, [index]).vertices[0].double().numpy(), to_scene)
             centre = body.mean(0)
-        cloud = crop_stage2(scan, centre, body=body, seed=chance, size=size, target=target)
-    return journal.save(out, {"id": name}, {f"{split}/{stage2_name(name)}": _npy(cloud)})
+        return crop_stage2(scan, centre, body=body, seed=chance, size=size, target=target)
+
+
+def _into_the_scan(scan: np.ndarray, centre: np.ndarray, size: float, name: str) -> np.ndarray:
+    """The centre (3,) of a cube; where stage 1 found the person outside the room, so that it would be empty, the scan's nearest point."""
+    offset = np.abs(scan - centre)[:, [0, 2]]
+    if (offset <= size / 2).all(1).any() or not np.isfinite(centre).all():
+        return centre
+    nearest = scan[np.square(offset).sum(1).argmin()]
+    logger.warning("picture %s: stage 1 found the person %.1f m outside the scan", name, np.linalg.norm((nearest - centre)[[0, 2]]))
+    return np.array([nearest[0], centre[1], nearest[2]])
+
+
+def cut_out(
+    data: EgoBody, index: int, stage: int, transl: Any = None, *, target: int = TARGET, size: float = 2.0, seed: int = 0
+) -> np.ndarray:
+    """The points (target, 3) of one picture in the camera's frame, without files: what the preprocessed ones would hold, but that in
+    stage 1 no two pictures share them. `transl` (3,) metres is where stage 1 found the person, for stage 2."""
+    name = data.name(index)
+    if stage == 1:
+        return transform(_stage1_points(data.folder, data.cameras, name, target), data.cameras.kinect_to_camera(name))
+    points = _stage2_points(data, index, transl, target=target, size=size, seed=seed)
+    return transform(points, data.cameras.scene_to_camera(name))
 
 
 def true_bodies(data: EgoBody, indices: Sequence[int]) -> PosedBody:

@@ -85,6 +85,11 @@ def visible_joints(keypoints: Tensor, loose: bool) -> Tensor:
     return seen[:, list(VISIBLE_LOOSE if loose else VISIBLE_STRICT)]
 
 
+def vertex_owners(smpl: Smpl) -> Tensor:
+    """(V,) int64: the joint that each vertex follows most."""
+    return smpl.by_level[smpl.weights.argmax(0)]
+
+
 def bodies_by_gender(smpl: Smpl | Mapping[str, Smpl]) -> dict[str, Smpl]:
     """One body for all genders, or {"neutral", "male", "female"} → that dictionary; missing genders use the neutral body."""
     given = {"neutral": smpl} if isinstance(smpl, Smpl) else dict(smpl)

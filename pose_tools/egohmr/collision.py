@@ -5,6 +5,7 @@ All points and bodies are in one frame, metres. A field is what has `penetration
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pose_tools.body_models import Smpl
 from pose_tools.body_models.kinematics import SMPL_PARENTS
-from pose_tools.egohmr.body import PosedBody
+from pose_tools.egohmr.body import PosedBody, vertex_owners
 from pose_tools.geometry import matrix_to_axis_angle
 
 
@@ -36,8 +37,7 @@ class CapsuleField:
 
     def __init__(self, smpl: Smpl):
         rest = smpl(torch.zeros(1, 3), torch.zeros(1, 69), torch.zeros(1, 10))
-        order = smpl.by_level.tolist()
-        owner = torch.tensor(order)[smpl.weights.argmax(0)]  # (V,) the joint that each vertex follows most
+        owner = vertex_owners(smpl)
         self.starts = [parent for parent in SMPL_PARENTS if parent >= 0]
         self.ends = [joint for joint, parent in enumerate(SMPL_PARENTS) if parent >= 0]
         self.tips: list[tuple[int, Tensor]] = []
@@ -109,6 +109,25 @@ class VolumetricSmplField:
 
     def inside(self, body: PosedBody, points: Tensor) -> Tensor:
         return self.signed_distance(body, points) < 0
+
+
+def packaged_field(package: str, smpl_folder: str | os.PathLike[str]) -> BodyField:
+    """The field of an installed package on the user's neutral SMPL file: "coap" (github.com/markomih/COAP) or "volumetric-smpl"
+    (VolumetricSMPL). Both need smplx and pytorch3d and fetch weights of their own. Raises ImportError that says what is missing.
+    """
+    try:
+        import smplx
+
+        model = smplx.create(str(smpl_folder), model_type="smpl", gender="neutral")
+        if package == "coap":
+            from coap import attach_coap
+
+            return CoapField(attach_coap(model))
+        from VolumetricSMPL import attach_volume
+
+        return VolumetricSmplField(attach_volume(model))
+    except ImportError as error:
+        raise ImportError(f"{error}; install it with smplx and pytorch3d, or use the capsules, which need nothing") from error
 
 
 def inside_box(body: PosedBody, points: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ contact compares a *squared* distance with 0.02.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,19 +36,63 @@ def contact_distance(vertices: Any, scene: Any) -> np.ndarray:
     return np.array([[tree.query(body)[0].min() for body in bodies] for tree, bodies in zip(trees, _array(vertices), strict=True)])
 
 
+def touches(distance: Any, published: bool = False) -> Any:
+    """Is a body at this distance (metres) from the scene in contact with it? Published: the *squared* distance is below `CONTACT`."""
+    return distance**2 < CONTACT if published else distance < CONTACT
+
+
+class Sums(NamedTuple):
+    """A score of n pictures: it is `total` (n,) over `count` (n,), each summed over whichever pictures are meant."""
+
+    total: np.ndarray
+    count: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """The score of all pictures; NaN where nothing was to be scored."""
+        count = self.count.sum()
+        return float(self.total.sum() / count) if count else float("nan")
+
+
+def joined(parts: Sequence[Mapping[str, Sums]]) -> dict[str, Sums]:
+    """The scores of several lots of pictures as those of all, in order."""
+    return {name: Sums(*(np.concatenate([getattr(part[name], field) for part in parts]) for field in Sums._fields)) for name in parts[0]}
+
+
 def metrics(
     pred: Mapping[str, Any], truth: Mapping[str, Any], *, collision: Any = None, contact: Any = None, compat: bool | str | None = None
 ) -> dict[str, float]:
-    """All scores of n pictures with S bodies each; errors in millimetres.
+    """All scores of n pictures with S bodies each; errors in millimetres. Arguments and names as in `measures`.
+
+    A score without anything to score (no invisible joint, one sample's spread) is NaN.
+    """
+    return {
+        name: sums.value for name, sums in measures(pred, truth, collision=collision, contact=contact, compat=compat).items()
+    }
+
+
+def measures(
+    pred: Mapping[str, Any],
+    truth: Mapping[str, Any],
+    *,
+    collision: Any = None,
+    contact: Any = None,
+    compat: bool | str | None = None,
+    masked_alignment: bool | None = None,
+) -> dict[str, Sums]:
+    """All scores, picture by picture.
 
     Args:
         pred: "joints" (n, S, 24, 3) and, for V2V, "vertices" (n, S, V, 3): metres, camera frame, translation added.
         truth: "joints" (n, 24, 3), "visible" (n, 24) bool, and "vertices" (n, V, 3), "vertices_visible" (n, V) bool.
         collision: (n, S) share of scene points inside each body. contact: (n, S) metres, see `contact_distance`.
+        masked_alignment: PA aligned on visible joints with zeros in the others' place; None: in compat mode (stage 2's published
+            program does so, stage 1's does not).
 
-    Returns G-MPJPE, MPJPE, PA-MPJPE, V2V, each also "-vis" and "-invis" (over all visible or invisible joints); std and APD over the
-    samples, also "-vis", "-invis"; "MPJPE-invis (best of S)", by each picture's best sample; collision, contact (shares). A score without
-    anything to score (no invisible joint, one sample) is NaN. Raises ValueError for shapes that do not fit and for 0 samples.
+    Returns G-MPJPE, MPJPE, PA-MPJPE, G-V2V, V2V, PA-V2V, each also "-vis" and "-invis" (over all visible or invisible points); translation
+    (of the pelvis); std and APD over the samples, also "-vis", "-invis"; "MPJPE-invis (best of S)", by each picture's best sample in its
+    invisible joints, and likewise "MPJPE (best of S)", "PA-MPJPE (best of S)", "V2V (best of S)"; collision, contact (shares).
+    Raises ValueError for shapes that do not fit and for 0 samples.
     """
     joints, true_joints = _array(pred["joints"]), _array(truth["joints"])
     visible = np.asarray(_plain(truth["visible"])).astype(bool)
@@ -62,22 +106,29 @@ def metrics(
                          f"{true_joints.shape} and {visible.shape}")  # fmt: skip
     published = bool(compat)
     centred, true_centred = joints - joints[:, :, :1], true_joints - true_joints[:, :1]
-    found = _parts("G-MPJPE", _errors(joints, true_joints), visible)
-    local = _errors(centred, true_centred)
-    found |= _parts("MPJPE", local, visible)
-    found |= _parts("PA-MPJPE", _errors(_aligned(centred, true_centred, visible if published else None), true_centred), visible)
-    if "vertices" in pred:
-        error = _errors(_array(pred["vertices"]) - joints[:, :, :1], _array(truth["vertices"]) - true_joints[:, :1])
-        found |= _parts("V2V", error, np.asarray(_plain(truth["vertices_visible"])).astype(bool))
-    found |= _diversity(centred, visible, published)
+    masked = visible if (published if masked_alignment is None else masked_alignment) else None
+    placed, local = _errors(joints, true_joints), _errors(centred, true_centred)
+    aligned = _errors(_aligned(centred, true_centred, masked), true_centred)
+    found = _parts("G-MPJPE", placed, visible) | _parts("MPJPE", local, visible) | _parts("PA-MPJPE", aligned, visible)
+    found["translation"] = _mean(placed[:, :, 0])
     samples = joints.shape[1]
     hidden = (local * ~visible[:, None]).sum(-1)
-    found[f"MPJPE-invis (best of {samples})"] = _share(hidden.min(1).sum(), (~visible).sum())
+    found[f"MPJPE-invis (best of {samples})"] = Sums(hidden.min(1), (~visible).sum(1))
+    best = {"MPJPE": local, "PA-MPJPE": aligned}
+    if "vertices" in pred:
+        vertices, true_vertices = _array(pred["vertices"]), _array(truth["vertices"])
+        seen = np.asarray(_plain(truth["vertices_visible"])).astype(bool)
+        found |= _parts("G-V2V", _errors(vertices, true_vertices), seen)
+        vertices, true_vertices = vertices - joints[:, :, :1], true_vertices - true_joints[:, :1]
+        best["V2V"] = _errors(vertices, true_vertices)
+        found |= _parts("V2V", best["V2V"], seen)
+        found |= _parts("PA-V2V", _errors(_aligned(vertices, true_vertices, None), true_vertices), seen)
+    found |= {f"{name} (best of {samples})": _mean(errors.mean(-1).min(1, keepdims=True)) for name, errors in best.items()}
+    found |= _diversity(centred, visible, published)
     if collision is not None:
-        found["collision"] = float(_array(collision).mean())
+        found["collision"] = _mean(_array(collision))
     if contact is not None:
-        distance = _array(contact)
-        found["contact"] = float((distance**2 < CONTACT).mean() if published else (distance < CONTACT).mean())
+        found["contact"] = _mean(touches(_array(contact), published).astype(float))
     return found
 
 
@@ -97,30 +148,33 @@ def read_results(path: str | Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _parts(name: str, errors: np.ndarray, visible: np.ndarray) -> dict[str, float]:
+def _parts(name: str, errors: np.ndarray, visible: np.ndarray) -> dict[str, Sums]:
     """Errors (n, S, P) in millimetres: the mean over pictures and samples of each body's mean, and over all (in)visible points."""
-    samples = errors.shape[1]
-    parts = {name: float(errors.mean()) if errors.size else float("nan")}
+    parts = {name: _mean(errors.mean(-1))}
     for suffix, mask in (("-vis", visible), ("-invis", ~visible)):
-        parts[name + suffix] = _share((errors * mask[:, None]).sum(), mask.sum() * samples)
+        parts[name + suffix] = Sums((errors * mask[:, None]).sum(-1).mean(1), mask.sum(1))
     return parts
 
 
-def _diversity(centred: np.ndarray, visible: np.ndarray, published: bool) -> dict[str, float]:
+def _mean(values: np.ndarray) -> Sums:
+    """Of values (n, S), every picture alike."""
+    return Sums(values.mean(1), np.ones(len(values)))
+
+
+def _diversity(centred: np.ndarray, visible: np.ndarray, published: bool) -> dict[str, Sums]:
     """Spread of pelvis-aligned joints (n, S, 24, 3) over a picture's samples, in millimetres: standard deviation, and pairwise distance."""
     samples = centred.shape[1]
-    names = [name + suffix for name in ("std", "APD") for suffix in ("", "-vis", "-invis")]
     if samples < 2:
-        return dict.fromkeys(names, float("nan"))
+        nothing = Sums(np.zeros(len(centred)), np.zeros(len(centred)))
+        return {name + suffix: nothing for name in ("std", "APD") for suffix in ("", "-vis", "-invis")}
     deviation = 1000 * centred.std(1, ddof=1).mean(-1)  # (n, 24)
     pairs = sum(np.linalg.norm(centred[:, a] - centred[:, b], axis=-1) for a in range(samples) for b in range(a))
     distance = 1000 * np.asarray(pairs) / (samples * (samples - 1) / 2) * (0.5 if published else 1.0)
     found = {}
     for name, value in (("std", deviation), ("APD", distance)):
         for suffix, mask in (("", np.ones_like(visible)), ("-vis", visible), ("-invis", ~visible)):
-            rows = mask.any(1)  # a picture without such a joint says nothing
-            means = (value * mask).sum(1)[rows] / mask.sum(1)[rows]
-            found[name + suffix] = float(means.mean()) if len(means) else float("nan")
+            # a picture's mean over its joints of that kind; one without such a joint says nothing
+            found[name + suffix] = Sums((value * mask).sum(1) / np.maximum(mask.sum(1), 1), mask.any(1).astype(float))
     return found
 
 
@@ -133,10 +187,6 @@ def _aligned(pred: np.ndarray, truth: np.ndarray, visible: np.ndarray | None) ->
 
 def _errors(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return 1000 * np.linalg.norm(pred - truth[:, None], axis=-1)
-
-
-def _share(total: float, count: float) -> float:
-    return float(total / count) if count else float("nan")
 
 
 def _plain(value: Any) -> Any:

@@ -71,10 +71,18 @@ def save_stage(folder: str | Path, stage: Stage1 | Stage2, sizes: InputSizes) ->
 
 def load_folder(folder: str | Path, smpl: Smpl | Mapping[str, Smpl]) -> EgoHMR:
     """Both stages of a folder in float32. Raises CheckpointError for what is missing or of another model."""
-    folder = Path(folder)
-    mean, std = read_statistics(folder / STATISTICS)
-    first, second = (_single(folder / name) for name in ("stage1.safetensors", "stage2.safetensors"))
-    return EgoHMR(load_stage1(first, smpl), load_stage2(second, smpl, mean, std), read_sizes(folder))
+    return EgoHMR(open_stage1(folder, smpl), open_stage2(folder, smpl), read_sizes(folder))
+
+
+def open_stage1(folder: str | Path, smpl: Smpl | Mapping[str, Smpl]) -> Stage1:
+    """The folder's stage 1 alone."""
+    return load_stage1(_single(Path(folder) / "stage1.safetensors"), smpl)
+
+
+def open_stage2(folder: str | Path, smpl: Smpl | Mapping[str, Smpl]) -> Stage2:
+    """The folder's stage 2 alone."""
+    mean, std = read_statistics(Path(folder) / STATISTICS)
+    return load_stage2(_single(Path(folder) / "stage2.safetensors"), smpl, mean, std)
 
 
 def read_sizes(folder: str | Path) -> InputSizes:

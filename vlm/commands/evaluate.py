@@ -1,5 +1,5 @@
-"""`evaluate referral|trajectory|hand-pose|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a folder and in
-its card."""
+"""`evaluate referral|trajectory|hand-pose|body|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a folder and
+in its card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pose_tools.files import write_text
-from vlm.commands import hand_pose, hoi_qa, trajectory
+from vlm.commands import body, hand_pose, hoi_qa, trajectory
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import load_model
 from vlm.evaluation import records, tables
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|trajectory|hand-pose|tools|hoi-qa|compare")
+    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|trajectory|hand-pose|body|tools|hoi-qa|compare")
 
     def common(task: argparse.ArgumentParser) -> None:
         task.add_argument(
@@ -57,8 +57,10 @@ def parser() -> argparse.ArgumentParser:
     trajectory.add_arguments(tasks.add_parser("trajectory", help=words, description=trajectory.__doc__))
     words = "the pose of hands, beside constant hands and by the official programs"
     hand_pose.add_arguments(tasks.add_parser("hand-pose", help=words, description=hand_pose.__doc__))
+    words = "bodies of people in a scanned room, beside the mean pose, strictly or as published"
+    body.add_arguments(tasks.add_parser("body", help=words, description=body.__doc__))
     compare = tasks.add_parser("compare", help="two runs of the same evaluation, question by question")
-    compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help="two --out folders of `evaluate referral` or `trajectory`")
+    compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help="two --out folders of `evaluate referral`, `trajectory` or `body`")
     compare.add_argument("--condition", default="as shipped")
     compare.add_argument("--data", type=Path, required=True, help="the scenes or clips both runs were made with")
     return main_parser
@@ -67,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     verbs = {
-        "referral": referral, "trajectory": trajectory.main, "hand-pose": hand_pose.main, "tools": tool_use, "hoi-qa": hoi_qa.main,
-        "compare": compare_runs,
+        "referral": referral, "trajectory": trajectory.main, "hand-pose": hand_pose.main, "body": body.main, "tools": tool_use,
+        "hoi-qa": hoi_qa.main, "compare": compare_runs,
     }  # fmt: skip
     return verbs[options.task](options)
 
@@ -147,6 +149,8 @@ def compare_runs(options: argparse.Namespace) -> int:
     """Prints, per row, how much better the second run is than the first, with a paired clustered interval."""
     if all(_task(folder) == "trajectory" for folder in options.runs):
         return trajectory.compare(options)
+    if all(_task(folder) == "body" for folder in options.runs):
+        return body.compare(options)
     from pose_tools.metrics import paired_difference
     from vlm.evaluation.referral import ROWS, read_questions
     from vlm.evaluation.run import predictions_path
