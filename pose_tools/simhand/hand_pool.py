@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,13 @@ class HandPool(Sequence[Hand]):
             joints_2d[:, 0] = image.shape[1] - joints_2d[:, 0]
             joints_3d[:, 0] *= -1
         return Hand(image, joints_2d, joints_3d)
+
+    def take(self, rows: np.ndarray) -> HandPool:
+        """The pool of these rows of it."""
+        part = copy.copy(self)
+        part.numbers, part.videos = self.numbers[rows], self.videos[rows]
+        part.known = None if self.known is None else self.known[rows]
+        return part
 
     def key_points(self) -> np.ndarray:
         """(N, 21, 2) fractions of the square of `CROP_SCALE` boxes around each hand, NaN where there are none."""
