@@ -49,17 +49,20 @@ def build(
 ) -> HandIndex:
     """The index of those rows of `shards`."""
     vectors, jpegs = [], []
-    for start in tqdm(range(0, len(rows), BATCH), unit=f"{BATCH} hands", desc="index"):
-        crops = [shards.image(int(row)) for row in rows[start : start + BATCH]]
-        vectors.append(encoder.embed(crops))
-        jpegs += [_jpeg(crop, thumbnail, quality) for crop in crops]
+    with tqdm(total=len(rows), unit="hand", desc="index") as bar:
+        for start in range(0, len(rows), BATCH):
+            crops = [shards.image(int(row)) for row in rows[start : start + BATCH]]
+            vectors.append(encoder.embed(crops))
+            jpegs += [encode_thumbnail(crop, thumbnail, quality) for crop in crops]
+            bar.update(len(crops))
     joints = shards.joints_3d
     poses = np.full((len(rows), 21, 3), np.nan, np.float32) if joints is None else joints[rows]
     names = [tuple(column[rows].tolist()) for column in (shards.hand_ids, shards.video_ids)]
     return HandIndex(np.concatenate(vectors), poses, tuple(jpegs), names[0], names[1], encoder.fingerprint, source, licence)
 
 
-def _jpeg(crop: np.ndarray, size: int, quality: int) -> bytes:
+def encode_thumbnail(crop: np.ndarray, size: int, quality: int) -> bytes:
+    """A square crop as a JPEG of `size` pixels."""
     small = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if size < len(crop) else cv2.INTER_CUBIC)
     stream = io.BytesIO()
     Image.fromarray(small).save(stream, "JPEG", quality=quality, optimize=True)

@@ -56,11 +56,11 @@ def read_state_dict(source: Source) -> dict[str, Tensor]:
 def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         mentioned = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
         with torch.serialization.safe_globals([(Inert, name) for name in mentioned]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -73,7 +73,7 @@ _FEATURES = re.compile(_OUTER + r"features\.(\d+)\.(.+)")
 _HF_STEM = re.compile(_OUTER + r"embedder\.embedder\.(convolution|normalization)\.(.+)")
 _HF_BLOCK = re.compile(_OUTER + r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(?:layer\.(\d+)|shortcut)\.(convolution|normalization)\.(.+)")
 _TORCHVISION = re.compile(_OUTER + r"((?:conv1|bn1|layer\d)\..+)")
-_BESIDE = re.compile(_OUTER + r"(?:fc|final_layer|projection_head|deconv|[hdl]map_0|zroot_ref)\..+")
+_BESIDE = re.compile(_OUTER + r"(?:fc|final_layer|projection_head|deconv|[hdl]map_0|zroot_ref|root_refinement)\..+")
 
 
 def torchvision_name(name: str) -> str | None:

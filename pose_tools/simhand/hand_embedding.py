@@ -84,8 +84,10 @@ def hand_square(picture: np.ndarray, bbox_xyxy: Any, side: Side, size: int = 224
         raise HandEmbeddingError(f"a hand's box is {box.tolist()}; expected four finite numbers with x1 < x2 and y1 < y2")
     if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
         raise HandEmbeddingError(f"a hand's box {box.tolist()} lies outside the {width}x{height} picture; boxes are in its pixels")
-    whole = [np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])]  # at least a pixel, the same for a mirrored picture
-    return hand_crop(picture, whole, side=side, size=size)[0]
+    left, top, right, bottom = np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])
+    if (right - left) % 2:  # the crop's rounding would favour a side: a mirrored picture's crop should be the same
+        left, right = (left - 1, right) if side == "left" else (left, right + 1)
+    return hand_crop(picture, (left, top, right, bottom), side=side, size=size)[0]
 
 
 def load_hand_encoder(path: str | Path | None = None) -> HandEncoder:

@@ -5,8 +5,8 @@
     index.thumbnail(near[0, 0])                   # uint8 RGB
 
 Every hand is a right one, left ones mirrored. Tensors: `vectors` (N, D) float16 of length 1, `joints_3d` (N, 21, 3) float16 metres in
-the camera's frame, FreiHAND order, NaN where unknown, `jpegs` uint8 with `ends` (N,) int64; the header's metadata holds the ids, the
-encoder's fingerprint, the source and its licence.
+the camera's frame, FreiHAND order, NaN where unknown, `jpegs` uint8 with `ends` (N,) int64; the header holds the ids, the encoder's
+fingerprint, the source and its licence as JSON.
 """
 
 from __future__ import annotations
@@ -84,11 +84,10 @@ class HandIndex:
             "vectors": self.vectors.astype(np.float16), "joints_3d": self.joints_3d.astype(np.float16),
             "jpegs": np.frombuffer(b"".join(self.jpegs), np.uint8), "ends": ends,
         }  # fmt: skip
-        names = {"hand_ids": json.dumps(self.hand_ids), "video_ids": json.dumps(self.video_ids)}
-        facts = {"format": FORMAT, "fingerprint": self.fingerprint, "source": self.source, "licence": self.licence}
+        facts = {name: getattr(self, name) for name in ("fingerprint", "source", "licence", "hand_ids", "video_ids")}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=names | facts)
+            save_file(tensors, temporary, metadata={FORMAT: json.dumps(facts)})  # one entry: the order of several is random
 
 
 def load_hand_index(path: str | Path | None = None) -> HandIndex:
@@ -120,18 +119,20 @@ def read_hand_index(file: Path) -> HandIndex:
 
     try:
         with safe_open(file, "np") as opened:
-            facts = opened.metadata() or {}
+            found = opened.metadata() or {}
             names = opened.keys()
             tensors = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise HandIndexError(f"{file}: cannot be read as an index of hands ({error}); is it whole?") from error
-    if facts.get("format") != FORMAT:
-        raise HandIndexError(f"{file}: its format is {facts.get('format')!r}, expected {FORMAT!r}; scripts/build_hand_index.py writes it")
+    if FORMAT not in found:
+        raise HandIndexError(f"{file}: not a file of format {FORMAT!r}, its header has {list(found) or 'nothing'}; build it again with "
+                             "scripts/build_hand_index.py")  # fmt: skip
+    facts = json.loads(found[FORMAT])
     ends, content = tensors["ends"], tensors["jpegs"].tobytes()
     starts = [0, *ends[:-1].tolist()]
     jpegs = tuple(content[start:end] for start, end in zip(starts, ends.tolist(), strict=True))
     vectors = tensors["vectors"].astype(np.float32)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    hand_ids, video_ids = (tuple(json.loads(facts[name])) for name in ("hand_ids", "video_ids"))
+    hand_ids, video_ids = (tuple(facts[name]) for name in ("hand_ids", "video_ids"))
     joints = tensors["joints_3d"].astype(np.float32)
     return HandIndex(vectors, joints, jpegs, hand_ids, video_ids, facts["fingerprint"], facts["source"], facts["licence"])
