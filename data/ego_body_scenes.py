@@ -34,7 +34,7 @@ SPACING = 15
 """Pictures that share stage 1's points."""
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def read_points(path: str | Path) -> np.ndarray:
     """The vertices (N, 3) float64 of a scan (.obj, .ply, …: what trimesh reads; or .npy, .npz with `points`), in the file's order, metres.
 

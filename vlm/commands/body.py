@@ -113,9 +113,7 @@ def _run(options: argparse.Namespace) -> str:
         rows["results"] |= recorded
     train = opening.open_split(options, bodies, 1, options.train_split)
     last = scoring[list(found)[-1]]
-    constant = body.score(asked, body_report.mean_pose(train, len(asked.numbers)), last, "scoring mean pose")
-    for name in ("collision", "contact"):
-        del constant[name]  # a pose that knows nothing of the room
+    constant = body.score(asked, body_report.mean_pose(train, len(asked.numbers)), last, "scoring mean pose", scene=False)
     body_report.save(rows | {"mean pose": constant}, asked, options.out)
     if options.render:
         from vlm.evaluation import body_pictures

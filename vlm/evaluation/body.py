@@ -124,22 +124,24 @@ def posed(smpl: Smpl, bodies: Sequence[Bodies]) -> PosedBody:
         return pose_body(smpl, pose, betas, transl)
 
 
-def score(asked: Asked, predicted: Sequence[Bodies], scoring: Scoring, title: str = "scoring") -> dict[str, Sums]:
-    """Every measure of `pose_tools.egohmr.evaluate.measures`, picture by picture."""
+def score(
+    asked: Asked, predicted: Sequence[Bodies], scoring: Scoring, title: str = "scoring", *, scene: bool = True
+) -> dict[str, Sums]:
+    """Every measure of `pose_tools.egohmr.evaluate.measures`, picture by picture; without `scene` no collisions and contacts."""
     parts = []
     with tqdm(total=len(asked.numbers), desc=title, disable=None) as bar:
         for start in range(0, len(asked.numbers), CHUNK):
             numbers, bodies = asked.numbers[start : start + CHUNK], predicted[start : start + CHUNK]
-            parts.append(_score_some(asked.data, numbers, bodies, scoring))
+            parts.append(_score_some(asked.data, numbers, bodies, scoring, scene))
             bar.update(len(numbers))
     return joined(parts)
 
 
-def _score_some(data: EgoBody, numbers: Sequence[int], bodies: Sequence[Bodies], scoring: Scoring) -> dict[str, Sums]:
+def _score_some(data: EgoBody, numbers: Sequence[int], bodies: Sequence[Bodies], scoring: Scoring, scene: bool) -> dict[str, Sums]:
     truth, body = truth_of(data, numbers, scoring.seen), posed(scoring.smpl, bodies)
     samples = len(bodies[0].pose)
     collision, contact = [], []
-    for place, number in enumerate(numbers):
+    for place, number in enumerate(numbers if scene else ()):
         rows = slice(place * samples, (place + 1) * samples)
         one = PosedBody(body.vertices[rows], body.joints[rows], body.pose[rows])
         inside, distance = in_scene(scoring, data, number, one, truth.body.joints[place, 0].double().numpy())
@@ -148,8 +150,8 @@ def _score_some(data: EgoBody, numbers: Sequence[int], bodies: Sequence[Bodies],
     pred = {name: getattr(body, name).unflatten(0, (-1, samples)) for name in ("joints", "vertices")}
     true = {"joints": truth.body.joints, "visible": truth.visible, "vertices": truth.body.vertices,
             "vertices_visible": truth.vertices_visible}  # fmt: skip
-    published = scoring.protocol == "compat"
-    return measures(pred, true, collision=np.stack(collision), contact=np.stack(contact), compat=published, masked_alignment=scoring.masked)
+    around = {"collision": np.stack(collision), "contact": np.stack(contact)} if scene else {}
+    return measures(pred, true, **around, compat=scoring.protocol == "compat", masked_alignment=scoring.masked)
 
 
 def in_scene(scoring: Scoring, data: EgoBody, number: int, body: PosedBody, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
