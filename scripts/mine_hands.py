@@ -72,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _mine(options: argparse.Namespace) -> None:
     pool = _read(options.index, options.images)
+    if len(pool.keypoints) == 0:
+        raise IndexFileError(f"{options.index} holds no hand: look at what extract_hands.py counted in videos.json, or lower its --least")
     settings = {name: getattr(options, name) for name in ("dims", "normalise", "exclude", "method", "probes", "seed")}
     parts = options.out.with_name(options.out.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)

@@ -30,18 +30,23 @@ def _planes(view: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(small.transpose(2, 0, 1))
 
 
-def _labelled(pool: HandPool, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Plain crops uint8 (N, 3, size, size) and joints (N, 21, 3) of the hands whose joints are known; ValueError when none are."""
-    hands = [hand for hand in pool if np.isfinite(hand.joints_3d).all()]
-    if not hands:
-        raise ValueError(f"none of {len(pool)} hands to judge by has 3-D joints: judge by a data set that has them")
-    return np.stack([plain_pixels(hand, size) for hand in hands]), np.stack([hand.joints_3d for hand in hands])
+def _judged(pools: Sequence[HandPool], size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each pool plain crops uint8 (N, 3, size, size) and joints (N, 21, 3) metres of the hands whose joints are known. Where a pool
+    has none of them (videos without labels) all hands with their key points (N, 21, 2), fractions of the crop."""
+    read = [[(*make_view(hand.image, hand.joints_2d, parameters=PLAIN_VIEW)[:2], hand.joints_3d) for hand in pool] for pool in pools]
+    pixels = [np.stack([_planes(view, size) for view, _, _ in pool]) for pool in read]
+    joints = [np.stack([labels for _, _, labels in pool]) for pool in read]
+    known = [np.isfinite(part).all((1, 2)) for part in joints]
+    if all(part.any() for part in known):
+        return [(part[there], labels[there]) for part, labels, there in zip(pixels, joints, known, strict=True)]
+    return [(part, np.stack([moved / len(view) for view, moved, _ in pool])) for part, pool in zip(pixels, read, strict=True)]
 
 
 class PretrainingTask:
     """Pairs of views of `pool`'s hands; `partners` (N,) for the mined kinds (−1: left out), judged on hands with 3-D joints.
 
-    `probe`, `held_out`: hands the linear probe is fitted on, and those it and the retrieval are scored on. A batch is one loss,
+    `probe`, `held_out`: hands the linear probe is fitted on, and those it and the retrieval are scored on (by their 3-D joints, or, in
+    videos without any, by their key points). A batch is one loss,
     so it cannot be accumulated: micro_batch_size × processes must be batch_size (negatives come from all processes).
     """
 
@@ -65,7 +70,7 @@ class PretrainingTask:
         self.pool, self.kind, self.partners, self.size, self.seed = pool, kind, partners, size, seed
         self.loss = LossSettings() if loss is None else loss
         self.usable = np.flatnonzero(partners >= 0) if kind.mined and partners is not None else np.arange(len(pool))
-        self.judged = [_labelled(part, size) for part in (probe, held_out)]
+        self.judged = _judged((probe, held_out), size)
 
     def __len__(self) -> int:
         return len(self.usable)

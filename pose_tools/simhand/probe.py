@@ -28,12 +28,12 @@ def embed(encoder: nn.Module, pixels: np.ndarray, chunk: int = 256) -> np.ndarra
 
 
 def linear_probe(features: np.ndarray, joints: np.ndarray, queries: np.ndarray, penalty: float = PENALTY) -> np.ndarray:
-    """Root-relative joints (Q, 21, 3) of `queries` (Q, D) by ridge regression on `features` (N, D) with `joints` (N, 21, 3)."""
+    """Root-relative joints (Q, 21, d) of `queries` (Q, D) by ridge regression on `features` (N, D) with `joints` (N, 21, d), d 2 or 3."""
     mean, spread = features.mean(0), features.std(0) + 1e-8
     x, y = (features - mean) / spread, (joints - joints[:, :1]).reshape(len(joints), -1)
     gram = x.T @ x + penalty * len(x) * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, x.T @ (y - y.mean(0)))
-    return (((queries - mean) / spread) @ weights + y.mean(0)).reshape(-1, 21, 3)
+    return (((queries - mean) / spread) @ weights + y.mean(0)).reshape(-1, *joints.shape[1:])
 
 
 def nearest(features: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -43,10 +43,18 @@ def nearest(features: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def probe_metrics(features: np.ndarray, joints: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Millimetres, joints in metres: the linear probe's and the nearest feature's PA-MPJPE, and what a random hand would give."""
+    """What features (N, D) of hands with `joints` (N, 21, d) tell of `queries` (Q, D) with `truth` (Q, 21, d); and a random hand.
+
+    Metres (d = 3) give PA-MPJPE in millimetres of the linear probe and of the nearest feature's hand. Where only key points are known
+    (d = 2, fractions of the crop) the mean error from the wrist is told in per cent of the crop's side.
+    """
     found = linear_probe(features, joints, queries)
     relative = truth - truth[:, :1]
     order = np.random.default_rng(0).integers(len(joints), size=len(truth))
+    if truth.shape[-1] == 2:
+        hands = {"probe": found, "retrieval": joints[nearest(features, queries)], "random": joints[order]}
+        errors = {f"{name}_2d": float(mpjpe(hand, truth, root=0).mean() * 100) for name, hand in hands.items()}
+        return errors | {"goodness": -errors["probe_2d"]}
     probed = float(pa_mpjpe(found, relative).mean() * 1000)
     return {
         "probe_pa_mpjpe": probed,

@@ -90,16 +90,25 @@ def test_the_mirror_image_as_a_left_hand_is_the_same_hand():
     np.testing.assert_allclose(a.joints_2d, b.joints_2d, atol=1e-5)
 
 
-def test_hands_without_a_partner_are_left_out_and_labels_are_needed_to_judge():
+def test_hands_without_a_partner_are_left_out():
     hands = pool()
     partners = hands.partners()
     partners[[0, 7]] = -1
     assert len(PretrainingTask(hands, experiment("handclr_w"), hands, hands, partners=partners, size=32)) == len(hands) - 2
     with pytest.raises(ValueError, match="simhand pairs similar hands: expected partners of 24 hands, got none; mine them first"):
         PretrainingTask(hands, experiment("simhand"), hands, hands)
-    bare = HandPool([replace(sample, joints_3d=None) for sample in samples(4)], np.arange(4))
-    with pytest.raises(ValueError, match="none of 4 hands to judge by has 3-D joints"):
-        PretrainingTask(hands, experiment("simclr"), hands, bare)
+
+
+def test_hands_of_videos_are_judged_by_their_key_points():
+    """3-D joints judge where both pools have some; else all hands do, by key points, in per cent of the crop."""
+    hands, bare = pool(), HandPool([replace(sample, joints_3d=None) for sample in samples(4)], np.arange(4))
+    some = HandPool([replace(sample, joints_3d=None if i else sample.joints_3d) for i, sample in enumerate(samples(4))], np.arange(4))
+    for held_out, expected in ((bare, [(24, 21, 2), (4, 21, 2)]), (some, [(24, 21, 3), (1, 21, 3)])):
+        task = PretrainingTask(hands, experiment("simclr"), hands, held_out, size=32)
+        assert [joints.shape for _, joints in task.judged] == expected
+        assert [len(pixels) for pixels, _ in task.judged] == [shape[0] for shape in expected]
+    scores = PretrainingTask(hands, experiment("simclr"), bare, bare, size=32).evaluate(network().eval())
+    assert scores["retrieval_2d"] == 0 < scores["random_2d"] < 100 and scores["goodness"] == -scores["probe_2d"]
 
 
 def test_the_probe_reads_what_is_linear_and_the_nearest_is_itself():
