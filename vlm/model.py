@@ -15,12 +15,16 @@ from vlm.config import HandVLMConfig
 from vlm.connectors import ImageProjector, PoseProjector
 from vlm.generation import PathGeneration
 from vlm.loss import token_losses
+from vlm.packing import as_attention_bias
 from vlm.trajectory import HEADS
 from vlm.trajectory_code import TrajectoryCode, handsonvlm_points
 from vlm.trajectory_decoding import TrajectoryCache
 from vlm.trajectory_loss import path_loss
 from vlm.trajectory_observed import context_width, observed_hands
 from vlm.vision import patch_features, reduce_tokens, set_output_norm_eps, slow_fast_parts
+
+PICTURES_AT_A_TIME = 8
+"""Pictures that go through the tower together on a CPU."""
 
 
 class CheckpointError(ValueError):
@@ -89,7 +93,11 @@ class HandVLMModel(HandVLMPreTrainedModel):
         """(N, 3, S, S) → (N, P, C), the tower's patches."""
         config = self.config
         pixel_values = pixel_values.to(next(self.vision_tower.parameters()).dtype)
-        return patch_features(self.vision_tower, pixel_values, config.vision_feature_layer, config.vision_feature_select_strategy)
+        # A processor's caches hold what a few pictures need between two layers; a gradient, or a GPU, wants all at once.
+        few = pixel_values.device.type == "cpu" and not torch.is_grad_enabled()
+        parts = pixel_values.split(PICTURES_AT_A_TIME) if few else (pixel_values,)
+        chosen = config.vision_feature_layer, config.vision_feature_select_strategy
+        return torch.cat([patch_features(self.vision_tower, part, *chosen) for part in parts])
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
         """(N, 3, S, S) → (N, image_seq_length, D)."""
@@ -101,25 +109,35 @@ class HandVLMModel(HandVLMPreTrainedModel):
         pixel_values (N, 3, S, S) distinct pictures, each encoded once; media_frames (M,) the frames of each medium, 0 for a picture;
         frame_rows (F,) for each picture and each frame, in order, its row in pixel_values.
         """
-        features, tokens, start = self.picture_features(pixel_values), [], 0
+        features, blocks, start = self.picture_features(pixel_values), [], 0
         for frames in media_frames.tolist():
             rows = frame_rows[start : start + max(frames, 1)]
             start += len(rows)
             if frames:
-                tokens.append(self.clip_tokens(features[rows].unsqueeze(0))[0])
+                blocks += self._clip_blocks(features[rows].unsqueeze(0))
             else:
-                tokens.append(self._project(reduce_tokens(features[rows], self.config.token_reducer))[0])
-        return torch.cat(tokens)
+                blocks.append((reduce_tokens(features[rows], self.config.token_reducer), True))
+        return self._project_blocks(blocks)[0]
 
     def clip_tokens(self, features: Tensor) -> Tensor:
         """A clip's patches (B, T, P, C) → (B, n, D): its frames' means in time, then the patches of its slow frames."""
+        return self._project_blocks(self._clip_blocks(features))
+
+    def _clip_blocks(self, features: Tensor) -> list[tuple[Tensor, bool]]:
         if self.config.clip is None:
             raise ValueError("this model reads no clips: build or extend it with `clip` (see HandVLMConfig), or ask about one picture")
         pooling = {name: value for name, value in self.config.clip.items() if name not in ("frames", "pictures")}
         fast, grids = slow_fast_parts(features, **pooling)
-        tokens = [self._project(fast, grid=False)]
-        tokens += [self._project(grids[:, number]) for number in range(grids.shape[1])]
-        return torch.cat(tokens, 1)
+        return [(fast, False), *((grids[:, number], True) for number in range(grids.shape[1]))]
+
+    def _project_blocks(self, blocks: list[tuple[Tensor, bool]]) -> Tensor:
+        """Features (B, n, C), some of them of a picture's places, → (B, sum of n, D).
+
+        In one call of the projector: under ZeRO-3 every call waits for all processes, whatever their batches hold.
+        """
+        tokens = self._project(torch.cat([features for features, _ in blocks], 1), grid=False)
+        parts = zip(tokens.split([features.shape[1] for features, _ in blocks], 1), blocks, strict=True)
+        return torch.cat([self.multi_modal_projector.placed(part) if grid else part for part, (_, grid) in parts], 1)
 
     def _project(self, features: Tensor, grid: bool = True) -> Tensor:
         return self.multi_modal_projector(features.to(self.multi_modal_projector.linear_1.weight.dtype), grid)
@@ -222,15 +240,6 @@ def fill_slots(embeds: Tensor, mask: Tensor, tokens: Tensor, what: str) -> Tenso
     return embeds.masked_scatter(mask.unsqueeze(-1), tokens.to(embeds))
 
 
-def as_attention_bias(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
-    """A (B, 1, L, L) bool mask in the form the attention implementation takes: bool for sdpa, an additive one for eager."""
-    if mask.dtype != torch.bool or implementation == "sdpa":
-        return mask
-    if implementation == "eager":
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-    raise ValueError(f"packed rows need attn_implementation 'sdpa' or 'eager', got {implementation!r}; or train without packing")
-
-
 class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
     """A vision-language model that sees hands. Build with `vlm.build`, load with `from_pretrained`, ask through `vlm.agent.Agent`."""
 
@@ -244,7 +253,8 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
         if config.trajectory is not None:
             options = config.trajectory.get("options") or {}
             observed = config.trajectory.get("observed")
-            past = context_width((config.pose_encoders or {})[observed]["n_tokens"] // 2) if observed else 0
+            code = config.trajectory.get("observed_code", "fourier")
+            past = context_width((config.pose_encoders or {})[observed]["n_tokens"] // 2, code) if observed else 0
             self.trajectory_head = HEADS[config.trajectory.get("head", "path")](config.text_config.hidden_size // 2 + past, **options)
         self.post_init()
 

@@ -72,3 +72,12 @@ def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, Tensor]:
     mask = seen_by & real.unsqueeze(1) & torch.ones(length, length, dtype=torch.bool).tril()
     mask |= torch.eye(length, dtype=torch.bool)  # padding looks at itself: a row of the softmax may not be empty
     return batch | {"attention_mask": mask.unsqueeze(1)}
+
+
+def as_attention_bias(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
+    """A (B, 1, L, L) bool mask in the form the attention implementation takes: bool for sdpa, an additive one for eager."""
+    if mask.dtype != torch.bool or implementation == "sdpa":
+        return mask
+    if implementation == "eager":
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    raise ValueError(f"packed rows need attn_implementation 'sdpa' or 'eager', got {implementation!r}; or train without packing")

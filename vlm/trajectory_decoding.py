@@ -1,7 +1,8 @@
 """Decoding of paths: a point is made of the state that predicts its token, and is given back with the token, through a KV cache.
 
 `TrajectoryCache` follows greedy and sampled decoding row by row. `branch` draws several futures behind one prefix: what was written
-stays, only the points (and what they are fed back as) differ.
+stays, only the points (and what they are fed back as) differ. The futures are tokens side by side behind that prefix, which is kept and
+read once for all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from vlm.packing import as_attention_bias
 from vlm.trajectory import Head
 from vlm.trajectory_observed import hand_inputs
 
@@ -24,8 +26,10 @@ class Path:
     """How a model turns states into points: its head, the hands' place in a state, and the published quirks that are on."""
 
     def __init__(self, head: Head, settings: dict[str, Any]) -> None:
-        self.head, self.compat = head, settings.get("compat")
+        self.head, self.compat, self.steps = head, settings.get("compat"), settings["steps"]
         self.layout: Any = settings.get("hand_layout", "left_right")
+        self.code = settings.get("observed_code", "fourier")
+        self.from_first = getattr(head, "from_first", False)
 
     def noise(self, noise: Tensor | None, batch: int, futures: int, steps: int, like: Tensor) -> Tensor | None:
         """Noise (batch, futures, 2, steps or 1, latent), given or drawn; the first drawn future is the most likely one, without noise.
@@ -48,20 +52,24 @@ class Path:
             drawn[:, 0] = 0
         return drawn
 
-    def points(self, states: Tensor, noise: Tensor | None, observed: Tensor | None) -> dict[str, Tensor]:
-        """For states (B, D) of one step, noise (B, 2, latent) and where the hands were, (B, 2, frames, 2): `points` (B, 2, 2), `spread`
-        (B, 2, 2), `presence` (B, 2)."""
-        hands, origin = hand_inputs(states.unsqueeze(1), self.layout, observed)
+    def points(
+        self, states: Tensor, noise: Tensor | None, observed: Tensor | None, first: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """For states (B, D) of one step, noise (B, 2, latent), where the hands were, (B, 2, frames, 2), and the states (B, D) of their
+        paths' first steps (None: these are): `points` (B, 2, 2), `spread` (B, 2, 2), `presence` (B, 2)."""
+        path = torch.stack([states if first is None else first, states], 1) if self.from_first else states.unsqueeze(1)
+        hands, origin = hand_inputs(path, self.layout, observed, self.code)
         points = self.head.predict(hands, None if noise is None else noise.unsqueeze(2), self.compat).float() + origin
-        found = {"points": points[:, :, 0]}
+        found = {"points": points[:, :, -1]}
         knows = hasattr(self.head, "spread")
-        found["spread"] = self.head.spread(hands)[:, :, 0] if knows else torch.full_like(found["points"], float("nan"))
-        found["presence"] = self.head.presence(hands)[:, :, 0] if knows else torch.ones_like(found["points"][..., 0])
+        found["spread"] = self.head.spread(hands)[:, :, -1] if knows else torch.full_like(found["points"], float("nan"))
+        found["presence"] = self.head.presence(hands)[:, :, -1] if knows else torch.ones_like(found["points"][..., 0])
         return found
 
 
 class TrajectoryCache(DynamicCache):
-    """A key-value cache that also keeps, per row, the state that predicts the next token and what its path tokens came to.
+    """A key-value cache that also keeps, per row, the states that predict the next token and its path's first one, and what its path
+    tokens came to.
 
     `steps`: per name of `Path.points`, (B, n, …) with NaN where a row has fewer path tokens; `counts` (B,) how many each has.
     """
@@ -74,6 +82,7 @@ class TrajectoryCache(DynamicCache):
         super().__init__(config=config)
         self.path, self.token_id, self.noise, self.observed = path, token_id, noise, observed
         self.state: Tensor | None = None
+        self.first: Tensor | None = None
         self.counts: Tensor | None = None
         self.steps: dict[str, Tensor] = {}
 
@@ -92,7 +101,9 @@ class TrajectoryCache(DynamicCache):
         if self.state is None or self.counts is None or not bool(rows.any()):
             return None
         place = self.counts.clone()
-        found = self.path.points(self.state, self._noise_at(place), self.observed)
+        opens = (rows & (place % self.path.steps == 0)).unsqueeze(-1)
+        self.first = self.state if self.first is None else torch.where(opens, self.state, self.first)
+        found = self.path.points(self.state, self._noise_at(place), self.observed, self.first)
         for name, value in found.items():
             kept = self.steps.get(name, value.new_full((len(rows), 0, *value.shape[1:]), float("nan")))
             if int(place[rows].max()) >= kept.shape[1]:
@@ -116,7 +127,7 @@ class TrajectoryCache(DynamicCache):
         if self.state is None or self.counts is None:
             return
         self.state, self.counts = self.state[rows], self.counts[rows]
-        self.noise, self.observed = (value if value is None else value[rows] for value in (self.noise, self.observed))
+        self.noise, self.observed, self.first = (v if v is None else v[rows] for v in (self.noise, self.observed, self.first))
         self.steps = {name: value[rows] for name, value in self.steps.items()}
 
 
@@ -144,46 +155,78 @@ def branch(
 
     Returns `points` (S, m, 2, 2), `spread` likewise, `presence` (S, m, 2) for its m path tokens.
     """
-    token_id, prompt = model.config.trajectory_token_id, embeds.shape[1]
-    places = (new_ids == token_id).nonzero().flatten().tolist()
-    mask = torch.cat([attention_mask, attention_mask.new_ones(1, len(new_ids))], 1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    words = model.get_input_embeddings()(new_ids).unsqueeze(0)
-    before = prompt + places[0]  # what precedes the first path token; the last of it is computed again, for its state
-    if cache is None:
-        cache = DynamicCache(config=model.config.text_config)
-        known, start = torch.cat([embeds, words], 1), 0
-    else:
-        cache = prefix_of(cache, before - 1, model.config.text_config)
-        known, start = torch.cat([embeds, words], 1)[:, before - 1 :], before - 1
-
-    def run(inputs: Tensor, begin: int) -> Tensor:
-        end, rows = begin + inputs.shape[1], len(inputs)
-        out = model.model.language_model(
-            inputs_embeds=inputs,
-            attention_mask=mask[:, :end].expand(rows, -1),
-            position_ids=positions[:, begin:end].expand(rows, -1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return out.last_hidden_state[:, -1]
-
-    state = run(known[:, : before - start], start)
-    if futures > 1:
-        cache.batch_repeat_interleave(futures)
-        state = state.repeat_interleave(futures, 0)
-        observed = None if observed is None else observed.expand(futures, -1, -1, -1)
-    found: list[dict[str, Tensor]] = []
+    places = (new_ids == model.config.trajectory_token_id).nonzero().flatten().tolist()
+    written = _Written(model, embeds, attention_mask, new_ids, places[0], cache)
+    rows = futures if code is not None else 1  # nothing is fed back: one row stands for all
+    if rows > 1 and not _side_by_side(model):
+        each = [(None if noise is None else noise[number : number + 1]) for number in range(futures)]
+        found = [branch(model, embeds, attention_mask, new_ids, path, one, 1, code, written.copy(), observed) for one in each]
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    observed = None if observed is None else observed.expand(futures, -1, -1, -1)
+    state, first = written.before_path().expand(rows, -1), None
+    steps: list[dict[str, Tensor]] = []
     for place in range(places[0], places[-1] + 1):
-        inputs = words[:, place : place + 1].expand(futures, -1, -1)
+        inputs = written.words[:, place : place + 1].expand(rows, -1, -1)
         if place in places:
-            step = None if noise is None else noise[:, :, min(len(found), noise.shape[2] - 1)]
-            found.append(path.points(state, step, observed))
+            first = state if len(steps) % path.steps == 0 else first
+            step = None if noise is None else noise[:, :, min(len(steps), noise.shape[2] - 1)]
+            steps.append(path.points(state.expand(futures, -1), step, observed, None if first is None else first.expand(futures, -1)))
             if code is not None:
-                inputs = inputs + code(found[-1]["points"].unsqueeze(2)).to(inputs)
+                inputs = inputs + code(steps[-1]["points"].unsqueeze(2)).to(inputs)
         if place < places[-1]:
-            state = run(inputs, prompt + place)
-    return {name: torch.stack([step[name] for step in found], 1) for name in found[0]}
+            state = written.follow(inputs, place)
+    return {name: torch.stack([step[name] for step in steps], 1) for name in steps[0]}
+
+
+def _side_by_side(model: Any) -> bool:
+    """Whether futures can be tokens of one row under a mask: every layer sees all tokens, by an attention that takes masks."""
+    config = model.config.text_config
+    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    return full and config._attn_implementation in ("sdpa", "eager")
+
+
+class _Written:
+    """A prompt and what was written behind it, run through the language model again from its first path token on."""
+
+    def __init__(self, model: Any, embeds: Tensor, mask: Tensor, new_ids: Tensor, first: int, cache: DynamicCache | None) -> None:
+        """`cache` holds at least all before the first path token, which is token `first` of `new_ids`; None computes it."""
+        self.model, self.prompt = model, embeds.shape[1]
+        self.words = model.get_input_embeddings()(new_ids).unsqueeze(0)
+        self.mask = torch.cat([mask, mask.new_ones(1, len(new_ids))], 1)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        self.before = self.prompt + first
+        # The last of what precedes the path is computed again, for its state.
+        self.start = 0 if cache is None else self.before - 1
+        self.known = torch.cat([embeds, self.words], 1)[:, self.start : self.before]
+        config = model.config.text_config
+        self.cache = DynamicCache(config=config) if cache is None else prefix_of(cache, self.start, config)
+
+    def copy(self) -> DynamicCache:
+        """The cache of what precedes the path, less its last token, for another to go on from; None where it was to be computed."""
+        return prefix_of(self.cache, self.start, self.model.config.text_config) if self.start else None
+
+    def before_path(self) -> Tensor:
+        """The state (1, D) that predicts the first path token."""
+        mask, positions = self.mask[:, : self.before], self.positions[:, self.start : self.before]
+        return self._run(self.known, mask, positions)[:, -1]
+
+    def follow(self, inputs: Tensor, place: int) -> Tensor:
+        """The states (S, D) behind the tokens `inputs` (S, 1, D) of S futures at a place of what was written.
+
+        The futures are S tokens of one row at the same position; each sees the prefix and its own earlier tokens.
+        """
+        rows = len(inputs)
+        positions = self.positions[:, self.prompt + place].unsqueeze(1).expand(1, rows)
+        own = torch.eye(rows, dtype=torch.bool, device=inputs.device).repeat(1, self.prompt + place + 1 - self.before)
+        mask = torch.cat([self.mask[:, : self.before].bool().expand(rows, -1), own], 1)[None, None]
+        mask = as_attention_bias(mask, self.model.config.text_config._attn_implementation, inputs.dtype) if rows > 1 else mask[0, 0].long()
+        return self._run(inputs.transpose(0, 1), mask, positions)[0]
+
+    def _run(self, inputs: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        out = self.model.model.language_model(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
+        )
+        return out.last_hidden_state
 
 
 def prefix_of(cache: DynamicCache, length: int, config: Any, row: int = 0) -> DynamicCache:

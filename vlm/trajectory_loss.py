@@ -32,11 +32,11 @@ def path_loss(
     Raises ValueError when tokens and paths do not agree.
     """
     settings, head = model.config.trajectory, model.trajectory_head
-    layout = settings.get("hand_layout", "left_right")
+    layout, code = settings.get("hand_layout", "left_right"), settings.get("observed_code", "fourier")
     if trajectories is None or input_ids is None:
         states = hand_states(hidden[:1, :1] * 0, layout)
         if observed is not None:
-            states = torch.cat([states, states.new_zeros(1, 2, 1, context_width(observed.shape[2]))], -1)
+            states = torch.cat([states, states.new_zeros(1, 2, 1, context_width(observed.shape[2], code))], -1)
         empty = head.loss(states.float(), states.new_zeros(1, 2, 1, 2).float(), states.new_zeros(1, 2, 1).bool())
         return {name: value * 0 for name, value in empty.items() if name != "points" and value.dim() == 0}
     paths, _, steps, _ = trajectories.shape
@@ -53,7 +53,7 @@ def path_loss(
     blocks = torch.arange(paths, device=hidden.device)
     if settings.get("compat"):
         blocks, (states, trajectories, known) = _with_empty_rows(rows[::steps], len(hidden), (states, trajectories, known))
-    inputs, origin = hand_inputs(states, layout, None if observed is None else observed[rows[::steps]])
+    inputs, origin = hand_inputs(states, layout, None if observed is None else observed[rows[::steps]], code)
     terms = head.loss(inputs, trajectories - origin, known, noise=noise, compat=settings.get("compat"), num_items_in_batch=count)
     if "points" in terms:
         terms["points"] = (terms["points"] + origin)[blocks]

@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.trajectory import HandLayout, hand_states
+from vlm.compat import handsonvlm_position_code
+from vlm.trajectory import RIGHT_LEFT_INTERLEAVED, HandLayout, hand_states
 from vlm.vision import fourier_code
 
+CODES = ("fourier", "handsonvlm", "none")
+"""How the place where a hand was last seen is told beside its coordinates: by a 2-D Fourier code, the published code, or not at all."""
 
-def context_width(frames: int) -> int:
-    """Channels of `describe` for so many observed frames."""
-    return 3 * frames + 67
+
+def context_width(frames: int, code: str = "fourier") -> int:
+    """Channels of `describe` for so many observed frames and a code of CODES."""
+    if code not in CODES:
+        raise ValueError(f"observed_code is {code!r}, expected one of {', '.join(CODES)}")
+    return 3 * frames + 3 + (0 if code == "none" else 64)
 
 
 def observed_hands(input_ids: Tensor, pose_tokens: Mapping[str, Tensor] | None, config: Any) -> Tensor | None:
@@ -38,8 +44,8 @@ def observed_hands(input_ids: Tensor, pose_tokens: Mapping[str, Tensor] | None, 
     return centres
 
 
-def describe(centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres (B, 2, frames, 2) → channels (B, 2, context_width) and the place where each hand was last seen, (B, 2, 2).
+def describe(centres: Tensor, code: str = "fourier") -> tuple[Tensor, Tensor]:
+    """Centres (B, 2, frames, 2) → channels (B, 2, context_width(frames, code)) and the place where each hand was last seen, (B, 2, 2).
 
     A hand that was never seen is put into the middle, and said not to be seen. Earlier places are told relative to the last.
     """
@@ -50,16 +56,23 @@ def describe(centres: Tensor) -> tuple[Tensor, Tensor]:
     origin = centres.nan_to_num(0.5).gather(2, last[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
     origin = torch.where(ever, origin, 0.5)
     earlier = torch.where(seen.unsqueeze(-1), 4 * (centres - origin.unsqueeze(2)), 0.0)
-    code = fourier_code(origin) * ever
-    return torch.cat([earlier.flatten(2), seen.to(code), code, origin - 0.5, ever.to(code)], -1), origin
+    coded = [] if code == "none" else [(fourier_code(origin) if code == "fourier" else _published(origin)) * ever]
+    return torch.cat([earlier.flatten(2), seen.to(origin), *coded, origin - 0.5, ever.to(origin)], -1), origin
 
 
-def hand_inputs(states: Tensor, layout: HandLayout, centres: Tensor | None) -> tuple[Tensor, Tensor | float]:
+def _published(places: Tensor) -> Tensor:
+    """(B, 2, 2), hands left, right → (B, 2, 64), each hand's half of the published code of two hands in 128 channels."""
+    return hand_states(handsonvlm_position_code(places.unsqueeze(2), 128), RIGHT_LEFT_INTERLEAVED)[:, :, 0]
+
+
+def hand_inputs(
+    states: Tensor, layout: HandLayout, centres: Tensor | None, code: str = "fourier"
+) -> tuple[Tensor, Tensor | float]:
     """What a head reads: states (B, T, D) → (B, 2, T, width), hands left, right, with the past of each hand where `centres`
     (B, 2, frames, 2) is given; and what is added to its points, (B, 2, 1, 2) or 0."""
     hands = hand_states(states, layout)
     if centres is None:
         return hands, 0.0
-    context, origin = describe(centres)
+    context, origin = describe(centres, code)
     context = context.unsqueeze(2).expand(-1, -1, hands.shape[2], -1).to(hands)
     return torch.cat([hands, context], -1), (origin - 0.5).unsqueeze(2)
