@@ -1,5 +1,5 @@
 """Many questions about one picture: the picture is encoded, and the tokens that its prompts open with are run through the language
-model, once; every question goes on from a copy of their keys and values, and all are answered in one batch.
+model, once; every question goes on from their keys and values (see `vlm.shared_attention`), and all are answered in one batch.
 
 Answers are those of asking each question alone: the language model sees the same tokens at the same positions.
 """
@@ -19,6 +19,7 @@ from pose_tools.views import View
 from vlm.packing import IGNORED, shared_prefix
 from vlm.pixels import Pixels
 from vlm.processor import Encoded, HandVLMProcessor, Messages
+from vlm.shared_attention import SharedCache, attending, attention_modules
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,12 @@ def check_can_share(model: Any) -> None:
     """Raises ValueError for a model whose state behind a prompt is more than keys and values of every token."""
     if model.trajectory_head is not None:
         raise ValueError("a model with a path head keeps a cache of its own, which prompts cannot share; ask without sharing prefixes")
-    kinds = set(getattr(model.config.text_config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    config = model.config.text_config
+    every = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = set(getattr(config, "layer_types", None) or [every]) - {"full_attention"}
     if kinds:
         raise ValueError(f"a prefix is shared where every layer sees all tokens; this language model has {', '.join(sorted(kinds))}")
+    attention_modules(model.model.language_model)
 
 
 @torch.no_grad()
@@ -95,6 +99,7 @@ def generate_shared(model: Any, prompts: SharedPrompts, **generation: Any) -> An
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     embeds = model.model.embed(**media)
     model.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-    cache.batch_select_indices(prompts.group.to(model.device))
+    shared = SharedCache(cache, prompts.group.to(model.device))
     options = {"do_sample": False, "use_cache": True, **generation}
-    return model.generate(**prompts.batch.to(model.device), past_key_values=cache, **options)
+    with attending(model, shared):
+        return model.generate(**prompts.batch.to(model.device), past_key_values=shared, **options)
