@@ -24,6 +24,8 @@ LEAST_SPREAD = 0.04
 """Of the matches that agree, along their narrower direction, in longer sides: those of one small thing say nothing about the rest."""
 LARGEST_CHANGE = 4.0
 """By which the picture's area may grow or shrink."""
+MIDDLE = 0.5
+"""OpenCV counts from the middle of the first pixel, boxes from its corner."""
 HAND_MARGIN = 0.25
 """By which a hand's box is grown on each side before its features are left out."""
 
@@ -98,7 +100,7 @@ def _features(sift: cv2.SIFT, frame: np.ndarray, boxes: np.ndarray | None) -> Fe
     places, descriptors = sift.detectAndCompute(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), mask)
     if descriptors is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
-    return np.array([place.pt for place in places], np.float32), descriptors
+    return np.array([place.pt for place in places], np.float32) + MIDDLE, descriptors
 
 
 def _homography(source: Features, target: Features, size: tuple[int, int]) -> tuple[np.ndarray | None, int]:

@@ -65,8 +65,8 @@ def _try_clip(plan: ClipPlan, rng: np.random.Generator, size: tuple[int, int]) -
     observed = [story.motion(k, story.actions[0]).meshes(OBSERVED) for k in range(len(story.hands))]
     if min(float(vertices[:, :, 2].min()) for vertices, _, _ in observed) < 0.13:
         return None
-    idle = [_path(story.motions[k], story.frame) for k in range(len(story.hands))]
-    actions = [_future(story, action, idle) for action in story.actions]
+    idle = [hand_path(story.motions[k], story.frame) for k in range(len(story.hands))]
+    actions = [future_of(story, action, idle) for action in story.actions]
     if any(action is None for action in actions):
         return None
     rotations = within_canvas(story.frame, turning_camera(rng, OBSERVED))
@@ -75,9 +75,9 @@ def _try_clip(plan: ClipPlan, rng: np.random.Generator, size: tuple[int, int]) -
     return _film(plan, story, stage, Filmed(observed, rotations), actions, rng)
 
 
-def _parts(story: Story, filmed: Filmed) -> list[list[draw.Part]]:
-    """Hands, forearms and what is held at every observed moment, camera of the last frame."""
-    moments: list[list[draw.Part]] = [[] for _ in OBSERVED]
+def moving_parts(story: Story, filmed: Filmed) -> list[list[draw.Part]]:
+    """Hands, forearms and what is held at every moment, camera of the last observed frame."""
+    moments: list[list[draw.Part]] = [[] for _ in filmed.rotations]
     for hand, (vertices, joints, axes) in zip(story.hands, filmed.meshes, strict=True):
         normals = _normals(vertices, mano_faces(hand.side))
         for moment, parts in enumerate(moments):
@@ -123,7 +123,7 @@ def _film(plan: ClipPlan, story: Story, stage: Stage, filmed: Filmed, actions, r
     """All frames drawn and labelled; None when a hand or an object is hardly seen in the last one."""
     frame, lens = story.frame, draw.Lens.draw(rng)
     tracks = {hand.side: _Track(filmed.meshes[k], filmed.rotations, story) for k, hand in enumerate(story.hands)}
-    parts, frames, objects = _parts(story, filmed), [], None
+    parts, frames, objects = moving_parts(story, filmed), [], None
     for moment in reversed(range(len(OBSERVED))):
         drawn = draw_frame(stage, filmed.rotations[moment], parts[moment])
         for side, track in tracks.items():
@@ -177,7 +177,7 @@ class _Track:
         }  # fmt: skip
 
 
-def _path(motion: Hand, frame: Frame) -> np.ndarray | None:
+def hand_path(motion: Hand, frame: Frame) -> np.ndarray | None:
     """(21, 2) pixels: the middle of the hand's box in the future; None when it comes too near to the lens."""
     vertices, _, _ = motion.meshes(FUTURE)
     if vertices[:, :, 2].min() < 0.13:
@@ -186,14 +186,14 @@ def _path(motion: Hand, frame: Frame) -> np.ndarray | None:
     return (points.min(1) + points.max(1)) / 2
 
 
-def _future(story: Story, action: Action, idle: list[np.ndarray | None]) -> dict[str, Any] | None:
+def future_of(story: Story, action: Action, idle: list[np.ndarray | None]) -> dict[str, Any] | None:
     """An action's record: paths (21, 2) of each hand in pixels of the last frame, `idle` those of hands that do nothing.
 
     None when the acting hand leaves the picture."""
     paths: dict[str, np.ndarray] = {}
     for k, hand in enumerate(story.hands):
         motion = story.motion(k, action)
-        path = idle[k] if motion is story.motions[k] else _path(motion, story.frame)
+        path = idle[k] if motion is story.motions[k] else hand_path(motion, story.frame)
         if path is None:
             return None
         paths[hand.side] = path
