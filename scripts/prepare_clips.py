@@ -78,7 +78,8 @@ def _prepare(options: argparse.Namespace) -> int:
     for name, facts in counted.items():
         print(_line(name, facts))
     used = sum(facts["used"] for facts in counted.values())
-    print(f"{options.out}: {used} of {len(windows)} clips of {len(sources) - len(unread)} videos can be used; {len(unread)} could not be read")
+    read = len(sources) - len(unread)
+    print(f"{options.out}: {used} of {len(windows)} clips of {read} videos can be used; {len(unread)} could not be read")
     if options.sheet and used:
         print(f"pictures: {write_sheet(options.out, options.sheet)}")
     return 0 if used else 1
