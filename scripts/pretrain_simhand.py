@@ -62,6 +62,8 @@ class MiningSettings:
     normalise: Normalise = "none"
     rank: int = 0
     """0: the nearest hand is the partner."""
+    pairs: str | None = None
+    """What scripts/mine_hands.py wrote (.npz) of the folder of shards; None mines when the training starts, by the exact search."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,21 @@ def build(settings: PretrainingSettings) -> ContrastiveModel:
     return ContrastiveModel(settings.encoder.build(), settings.head_hidden, settings.head_output).train()
 
 
+def find_partners(pool: HandPool, mining: MiningSettings) -> np.ndarray:
+    """(N,) each hand's partner in the pool, −1 without."""
+    if mining.pairs is None:
+        return pool.partners(dims=mining.dims, normalise=mining.normalise, rank=mining.rank)
+    try:
+        with np.load(mining.pairs, allow_pickle=False) as file:
+            indices = file["indices"]
+    except Exception as error:  # a cut-off archive can raise nearly anything
+        raise TrainingError(f"mining.pairs: {mining.pairs}: not an .npz of scripts/mine_hands.py ({error})") from error
+    try:
+        return pool.mined_partners(indices, mining.rank)
+    except ValueError as error:
+        raise TrainingError(f"mining.pairs: {mining.pairs}: {error}") from error
+
+
 def fit(settings: PretrainingSettings) -> None:
     kind, training = experiment(settings.experiment), settings.training
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -120,7 +137,7 @@ def fit(settings: PretrainingSettings) -> None:
                             f"{training.micro_batch_size} × {world} processes = {training.micro_batch_size * world}")  # fmt: skip
     pool, probe, held_out = read_pools(settings.data, training.seed)
     mining = settings.mining
-    partners = pool.partners(dims=mining.dims, normalise=mining.normalise, rank=mining.rank) if kind.mined else None
+    partners = find_partners(pool, mining) if kind.mined else None
     task = PretrainingTask(pool, kind, probe, held_out, partners=partners, loss=settings.loss, size=settings.image_size, seed=training.seed)
     model = build(settings)
     if settings.synchronise_batch_norm:

@@ -13,9 +13,20 @@ from data.hand_shards_writer import write_index, write_unit
 from data.shard_samples import ShardSamples
 from pose_tools.simhand.encoder import load_encoder
 from pose_tools.simhand.experiments import experiment
+from pose_tools.simhand.hand_embedding import load_hand_encoder
 from pose_tools.simhand.hand_pool import HandPool
+from pose_tools.simhand.mining import mine
 from pose_tools.training import TrainingError
-from scripts.pretrain_simhand import EncoderSettings, HandsSettings, PretrainingSettings, fit, publish, read_pools
+from scripts.pretrain_simhand import (
+    EncoderSettings,
+    HandsSettings,
+    MiningSettings,
+    PretrainingSettings,
+    find_partners,
+    fit,
+    publish,
+    read_pools,
+)
 from tests.pose_tools.simhand.tiny_pretraining import samples, settings
 from vlm import settings as typed
 
@@ -57,6 +68,7 @@ def test_from_shards_to_a_published_encoder(config):
     fit(config)
     publish(config)
     assert load_encoder(config.asset).width == 16
+    assert load_hand_encoder(Path(config.asset).parent).image_size == 32
 
 
 def test_pools_share_no_video_and_have_whole_hands(config):
@@ -72,6 +84,27 @@ def test_key_points_with_and_without_the_pictures(shards):
     with_pictures, without = HandPool(hands, videos, chosen), HandPool(hands, videos, chosen, points)
     assert np.array_equal(with_pictures.key_points(), without.key_points())
     assert np.array_equal(with_pictures.partners(), without.partners())
+
+
+def test_pairs_that_were_mined_before_are_those_mined_now(config, shards, tmp_path):
+    """All hands of the pool: the same pairs; a pool without some of them: their next neighbours; other folders' pairs are refused."""
+    hands, points = ShardSamples(HandShards(shards)), HandShards(shards).keypoints
+    points[13] = 20  # the hand without key points
+    videos = np.repeat(np.arange(12), 3)
+    whole = HandPool(hands, videos, None, points)
+    indices, _ = mine(whole.key_points(), videos, 30)
+    assert np.array_equal(whole.mined_partners(indices), whole.partners())
+    assert np.array_equal(whole.mined_partners(indices, rank=2), whole.partners(rank=2))
+    part = HandPool(hands, videos, np.arange(0, 36, 2), points)
+    for row, partner in enumerate(part.mined_partners(indices)):
+        known = [near for near in indices[part.numbers[row]] if near % 2 == 0]
+        assert part.numbers[partner] == known[0]
+    np.savez(tmp_path / "pairs.npz", indices=np.full((36, 1), -1))
+    assert (find_partners(part, MiningSettings(pairs=str(tmp_path / "pairs.npz"))) == -1).all()
+    np.savez(tmp_path / "pairs.npz", indices=indices[:20])
+    for file, message in (("pairs.npz", "are not those of 36 hands"), ("nowhere.npz", "not an .npz of scripts/mine_hands.py")):
+        with pytest.raises(TrainingError, match=message):
+            find_partners(whole, MiningSettings(pairs=str(tmp_path / file)))
 
 
 def test_refusals(config):

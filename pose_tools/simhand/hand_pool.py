@@ -75,3 +75,16 @@ class HandPool(Sequence[Hand]):
     def partners(self, *, dims: int = 14, normalise: Normalise = "none", rank: int = 0) -> np.ndarray:
         """(N,) number of each hand's `rank`-th most similar hand of another video; −1 where there is none."""
         return mine(self.key_points(), self.videos, rank + 1, dims=dims, normalise=normalise)[0][:, rank]
+
+    def mined_partners(self, indices: np.ndarray, rank: int = 0) -> np.ndarray:
+        """As `partners`, from neighbours that were mined before: `indices` (M, k) for all M samples, numbers of samples or −1.
+
+        A neighbour that the pool leaves out gives way to the next one that it has. Raises ValueError for indices of other samples.
+        """
+        count = len(self.samples)
+        if indices.ndim != 2 or len(indices) != count or indices.shape[1] <= rank or indices.max(initial=-1) >= count:
+            raise ValueError(f"pairs {indices.shape} are not those of {count} hands, with more than {rank} neighbours each: mine it")
+        place = np.full(count + 1, -1, np.int64)  # the last one is for −1
+        place[self.numbers] = np.arange(len(self))
+        there = place[indices[self.numbers, rank:]]
+        return there[np.arange(len(self)), (there >= 0).argmax(1)]
