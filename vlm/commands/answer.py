@@ -18,7 +18,7 @@ from pose_tools.render_path import CLIP_FPS
 from pose_tools.tool import tools_for
 from vlm.agent import Agent, Turn
 from vlm.commands.console import DEFAULT_MODEL, CommandError
-from vlm.commands.loading import load_model
+from vlm.commands.loading import add_load_in, load_model
 from vlm.medium import Medium, open_clip, open_picture
 from vlm.show import as_json, describe, drawn, drawn_clip
 
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--draw", type=Path, help="write the picture or the last frame with the answer drawn on it; as .mp4 the clip with its path"
     )
-    result.add_argument("--load-in", choices=("8bit", "4bit"), help="the language model in 8 or 4 bits (needs the extra [quant])")
+    add_load_in(result)
     result.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
     return result
 

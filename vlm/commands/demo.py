@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.commands.console import ASSETS, DEFAULT_MODEL, CommandError
-from vlm.commands.loading import load_model
+from vlm.commands.loading import add_load_in, load_model
 
 CSS = Path(__file__).resolve().parents[1] / "page" / "page.css"
 
@@ -18,7 +18,7 @@ CSS = Path(__file__).resolve().parents[1] / "page" / "page.css"
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="demo", description=__doc__)
     result.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder (default: the shipped small model)")
-    result.add_argument("--load-in", choices=("8bit", "4bit"), help="the language model in 8 or 4 bits (needs the extra [quant])")
+    add_load_in(result)
     result.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
     result.add_argument("--examples", type=Path, default=ASSETS / "pictures", help="a folder with questions.json and its pictures")
     result.add_argument("--port", type=int, help="default: the first free one from 7860 on")

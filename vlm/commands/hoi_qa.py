@@ -17,12 +17,14 @@ from typing import Any
 
 from pose_tools.files import write_text
 from vlm.commands.console import DEFAULT_MODEL, CommandError
-from vlm.commands.loading import load_model
+from vlm.commands.loading import add_load_in, load_model
 
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 50
 """As in the published evaluation."""
+PREDICTIONS = "predictions.json"
+"""Those about EPIC-KITCHENS; beside it those about Ego4D and of interactions."""
 
 
 def add_arguments(task: argparse.ArgumentParser) -> None:
@@ -41,7 +43,7 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--iou", type=float, default=0.5, help="a box is right from this IoU on; compat: above it (default 0.5)")
     task.add_argument("--batch-size", type=int, default=16)
     task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
-    task.add_argument("--load-in", choices=("8bit", "4bit"), help="the language model in 8 or 4 bits (needs the extra [quant])")
+    add_load_in(task)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -56,7 +58,7 @@ def main(options: argparse.Namespace) -> int:
         answers = _ask(items, options)
         if answers is None:  # another process scores
             return 0
-        predictions = options.out / "predictions.json"
+        predictions = options.out / PREDICTIONS
         for name, content in strict.published_form(items, answers).items():
             path = predictions if name == "epic" else predictions.with_name(f"predictions_{name}.json")
             write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
@@ -73,6 +75,16 @@ def main(options: argparse.Namespace) -> int:
     write_text(options.out / file, text + "\n")
     print(text)
     print(f"written: {options.out / file}")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Prints how much more often the second of two runs is right than the first, question by question, strictly."""
+    from vlm.evaluation import hoi_qa as strict
+
+    items = strict.read_items(options.data)
+    first, second = (strict.score_all(items, folder / PREDICTIONS) for folder in options.runs)
+    print(f"first: {options.runs[0]}, second: {options.runs[1]}\n\n{strict.compare(items, first, second)}")
     return 0
 
 

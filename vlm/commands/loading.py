@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 from pathlib import Path
@@ -14,6 +15,10 @@ WRITTEN_BESIDE = {
     "sep_token_id", "torch_dtype", "transformers_version", "transformers_weights", "use_cache",
 }  # fmt: skip
 """Keys of config.json that transformers writes into any model's."""
+
+
+def add_load_in(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--load-in", choices=("8bit", "4bit"), help="the language model in 8 or 4 bits (needs the extra [quant])")
 
 
 def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.hoi_qa import _all_done
-from vlm.commands.loading import load_model
+from vlm.commands.loading import add_load_in, load_model
 from vlm.evaluation import records, tables
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--seed", type=int, default=0, help="draws the clips, the swaps of goals and the futures (default 0)")
     task.add_argument("--batch-size", type=int, default=32)
     task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
+    add_load_in(task)
     task.add_argument("--sheet", type=int, default=2, help="rows of pictures each of best, middle and worst answers; 0 draws none")
     task.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:trajectory -->")
 
@@ -166,7 +167,7 @@ def _model_replies(options: argparse.Namespace, asked: Sequence[Any]) -> Answere
 
     def model() -> Any:
         if not loaded:
-            loaded.append(load_model(options.model, device=options.device))
+            loaded.append(load_model(options.model, device=options.device, load_in=options.load_in))
             if loaded[0][0].config.trajectory is None:
                 raise CommandError(f"{options.model}: no path head, so it forecasts nothing; train it on clips, or choose another --model")
         return loaded[0]
@@ -236,6 +237,7 @@ def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, An
         "futures": options.futures,
         "seed": options.seed,
         "batch_size": options.batch_size,
+        **({"load_in": options.load_in} if options.load_in else {}),
     }
 
 
