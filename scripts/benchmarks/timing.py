@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import statistics
 from collections.abc import Callable
@@ -18,12 +20,12 @@ def interleave(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
 
 
 def report(figures: dict[str, list[float]], unit: str) -> str:
-    """A table: every way's lowest, median and highest figure, and its median over that of the last way."""
+    """A table: every way's lowest, median and highest figure, and its median over that of the last way (nan where that is 0)."""
     base = statistics.median(list(figures.values())[-1])
     lines = [f"{'':34}{'min':>9}{'median':>9}{'max':>9}{'ratio':>8}   {unit}"]
     for name, values in figures.items():
         middle = statistics.median(values)
-        lines.append(f"{name:34}{min(values):9.1f}{middle:9.1f}{max(values):9.1f}{middle / base:8.2f}")
+        lines.append(f"{name:34}{min(values):9.1f}{middle:9.1f}{max(values):9.1f}{middle / base if base else float('nan'):8.2f}")
     return "\n".join(lines)
 
 
@@ -32,6 +34,9 @@ def restart_peak() -> float:
     reset = Path("/proc/self/clear_refs")
     if not os.access(reset, os.W_OK):
         return 0.0
+    gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)  # what earlier runs freed would else be taken again without a growth
     reset.write_text("5")
     return _status("VmRSS")
 
