@@ -34,8 +34,6 @@ class SkinnedModel(nn.Module):
         order = self._tree.order
         template, shape = _dense(arrays["v_template"]), _dense(arrays["shapedirs"])[:, :, :num_betas]
         pose, regressor = _dense(arrays["posedirs"]), _dense(arrays["J_regressor"])[order]
-        # The files number the pose directions by joint (root left out); here they follow the tree's levels.
-        pose = pose.reshape(*pose.shape[:2], -1, 9)[:, :, np.array(order[1:]) - 1].reshape(pose.shape)
         rest = np.column_stack([regressor @ template, np.ones(len(order))])
         rest_dirs = np.einsum("jv,vck->kjc", regressor, shape)
         blend = np.concatenate([shape, pose], 2).transpose(2, 1, 0)
@@ -51,6 +49,7 @@ class SkinnedModel(nn.Module):
             self.register_buffer(name, torch.tensor(np.ascontiguousarray(value), dtype=torch.float32), persistent=False)
         place = np.argsort(order)
         numbers = {"faces": np.asarray(arrays["f"]).astype(np.int64), "by_level": np.array(order), "place": place}
+        numbers["below"] = np.array(order[1:]) - 1
         numbers["parent_places"] = place[[parents[j] for j in order[1:]]]
         for name, value in numbers.items():
             self.register_buffer(name, torch.tensor(value), persistent=False)
@@ -84,12 +83,15 @@ class SkinnedModel(nn.Module):
         """`value` in the model's own precision, or in float64 where it comes in that."""
         return value if value.dtype == self.template.dtype else value.to(torch.promote_types(value.dtype, self.template.dtype))
 
-    def pose_and_skin(self, rotations: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vertices (B, V, 3) and joints (B, J, 3) from parent-relative `rotations` (B, J, 3, 3), `betas` (B, n), `transl` (B, 3)."""
+    def pose_and_skin(
+        self, rotations: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, picked: skinning.Picked | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Vertices (B, V, 3) and joints (B, J, 3) from parent-relative `rotations` (B, J, 3, 3), `betas` (B, n), `transl` (B, 3);
+        with `picked` also those points."""
         if not rotations.dtype == betas.dtype == transl.dtype:
             widest = torch.promote_types(torch.promote_types(rotations.dtype, betas.dtype), transl.dtype)
             rotations, betas, transl = rotations.to(widest), betas.to(widest), transl.to(widest)
-        return skinning.pose_and_skin(rotations, betas, transl, self.constants(rotations.dtype), self._tree)
+        return skinning.pose_and_skin(rotations, betas, transl, self.constants(rotations.dtype), self._tree, picked)
 
 
 def _dense(array: Any) -> np.ndarray:

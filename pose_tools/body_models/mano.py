@@ -8,12 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pose_tools.body_models import checks
+from pose_tools.body_models import checks, skinning
 from pose_tools.body_models.kinematics import FREIHAND_FROM_MANO, MANO_PARENTS, TIP_VERTICES
 from pose_tools.body_models.lbs_model import BodyOutput, SkinnedModel, as_rotations
 from pose_tools.types import Side
 
-_TIP_NAMES = tuple(TIP_VERTICES)
 PoseFormat = Literal["axis_angle", "rotation_matrix", "pca"]
 
 
@@ -30,8 +29,10 @@ class Mano(SkinnedModel):
         checks.check_mano(arrays, side)
         super().__init__(checks.repair_left(arrays, side), MANO_PARENTS, num_betas=10)
         self.side: Side = side
-        self.register_buffer("tip_vertices", torch.tensor(list(TIP_VERTICES.values())), persistent=False)
+        for name, vertices in TIP_VERTICES.items():
+            self.register_buffer(f"tips_{name}", torch.tensor(vertices), persistent=False)
         self.register_buffer("joint_21", torch.tensor(FREIHAND_FROM_MANO), persistent=False)
+        self.register_buffer("joint_21_place", torch.tensor(np.argsort(FREIHAND_FROM_MANO)), persistent=False)
         for name in ("hands_components", "hands_mean"):
             self.register_buffer(name, torch.tensor(np.asarray(arrays[name], dtype=np.float64), dtype=torch.float32), persistent=False)
         mean, covariance = _pose_statistics(arrays)
@@ -72,9 +73,8 @@ class Mano(SkinnedModel):
         root = as_rotations(self.precise(global_orient), 1, "global_orient", matrices=global_orient.ndim > 2)
         fingers = self._finger_rotations(self.precise(hand_pose), pose_format, flat_hand_mean)
         rotations, betas, transl = checks.same_batch(root, fingers, betas, transl, self.num_betas)
-        vertices, joints_16 = self.pose_and_skin(rotations, betas, transl)
-        tip_points = vertices.index_select(1, self.tip_vertices[_TIP_NAMES.index(tips)])
-        joints = torch.cat([joints_16, tip_points], 1).index_select(1, self.joint_21)
+        picked = skinning.Picked(getattr(self, f"tips_{tips}"), self.joint_21, self.joint_21_place)
+        vertices, joints_16, joints = self.pose_and_skin(rotations, betas, transl, picked)
         return BodyOutput(vertices, joints, joints_16)
 
     def absolute_pose(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from pose_tools.body_models import (
     standin_hand_arrays,
 )
 from pose_tools.body_models.kinematics import MANO_PARENTS, TIP_VERTICES, kintree_table
+from pose_tools.body_models.lbs_model import BodyOutput
 from pose_tools.geometry import axis_angle_to_matrix
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "mano" / "a_mano_layer.npz"
@@ -211,6 +213,53 @@ def test_batch_equals_single(batch):
     alone = [mano(*(x[i : i + 1] for x in inputs)) for i in range(batch)]
     torch.testing.assert_close(together.vertices, torch.cat([o.vertices for o in alone]), rtol=0, atol=1e-6)
     torch.testing.assert_close(together.joints, torch.cat([o.joints for o in alone]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [6, 70])  # 6: one slice of the vertices, 70: several
+def test_gradients_of_a_batch_equal_those_of_single_hands(batch):
+    mano = load_mano()
+    inputs = [x.requires_grad_() for x in random_pose(batch, 15)]
+
+    def loss(out: BodyOutput) -> torch.Tensor:
+        return (out.vertices * ramp).sum() + (out.joints.square() - out.joints_16[:, :1]).sum()
+
+    ramp = torch.linspace(-1, 1, 778 * 3).view(778, 3)
+    together = torch.autograd.grad(loss(mano(*inputs)), inputs)
+    first = [torch.autograd.grad(loss(mano(*(x[i : i + 1] for x in inputs))), inputs) for i in (0, batch - 1)]
+    for name, grad, *alone in zip(("orient", "pose", "betas", "transl"), together, *first):
+        for i, one in zip((0, -1), alone, strict=True):
+            torch.testing.assert_close(grad[i], one[i], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_calls_share_no_memory_whatever_the_mode_and_the_thread():
+    mano = load_mano()
+    inputs = [random_pose(40, 15, seed=seed) for seed in range(4)]
+    with torch.inference_mode():
+        alone = [mano(*x).vertices.clone() for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        both = list(pool.map(lambda x: mano(*x).vertices, inputs))
+    for got, expected in zip(both, alone, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    pose = [x[1].clone().requires_grad_() for x in inputs[:2]]
+    outputs = [mano(x[0], p, x[2]) for x, p in zip(inputs, pose)]  # two graphs at once, used in the other order
+    late = [torch.autograd.grad(out.vertices.square().sum(), p)[0] for out, p in reversed(list(zip(outputs, pose)))][::-1]
+    for x, p, grad in zip(inputs, pose, late):
+        torch.testing.assert_close(torch.autograd.grad(mano(x[0], p, x[2]).vertices.square().sum(), p)[0], grad, rtol=0, atol=0)
+
+
+def test_what_is_given_out_goes_on_as_any_tensor():
+    mano = load_mano()
+    orient, pose, betas, transl = random_pose(2, 15)
+    scale = torch.ones(3, requires_grad=True)
+    fixed = mano(orient, pose, betas, transl)
+    (fixed.vertices * scale).sum().backward()
+    torch.testing.assert_close(scale.grad, fixed.vertices.sum((0, 1)))
+    for points in (fixed.vertices, fixed.joints, fixed.joints_16):
+        assert not points.is_inference()
+    parameters = [x.clone().requires_grad_() for x in (orient, pose, betas, transl)]
+    mano(*parameters).joints.square().sum().backward()
+    assert not any(x.grad.is_inference() for x in parameters)
+    torch.optim.SGD(parameters, lr=0.1).step()
 
 
 def test_one_shape_goes_with_many_poses_and_no_shape_is_zeros():
