@@ -6,7 +6,7 @@ sample's `projection` makes of its 3-D joints are its 2-D joints, exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,12 +102,21 @@ class HandCrops:
 
     A sample is a dict of numpy arrays: `pixels` (3, S, S) uint8, the targets and, with the prefix "has_", the masks that
     `pose_tools.mano.losses` takes. `augmentation=None` is the plain crop. Everything random is a function of (seed, index, epoch).
+    `targets` replaces `labels` for networks that learn other forms of them.
     """
 
     def __init__(
-        self, samples: Sequence[HandSample], size: int, *, scale: float = 1.3, augmentation: Augmentation | None = None, seed: int = 0
+        self,
+        samples: Sequence[HandSample],
+        size: int,
+        *,
+        scale: float = 1.3,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        targets: Callable[[HandSample, View], dict[str, np.ndarray]] | None = None,
     ) -> None:
         self.samples, self.size, self.scale, self.augmentation, self.seed = samples, size, scale, augmentation, seed
+        self.targets = labels if targets is None else targets
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -120,7 +129,7 @@ class HandCrops:
             pixels = warp(view, hand.image)
             if self.augmentation:
                 pixels = repaint(pixels, rng, self.augmentation)
-            return {"pixels": np.ascontiguousarray(pixels.transpose(2, 0, 1))} | labels(hand, view)
+            return {"pixels": np.ascontiguousarray(pixels.transpose(2, 0, 1))} | self.targets(hand, view)
         except ValueError as error:
             raise CropError(f"sample {index} ({hand.source or 'no source'}): {error}") from error
 

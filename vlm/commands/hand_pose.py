@@ -26,7 +26,8 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--kind", choices=tuple(KINDS), default="freihand", help="whose format it is (default freihand)")
     task.add_argument("--split", choices=SPLITS, default="test", help="default test")
     task.add_argument("--setup", choices=("s0", "s1", "s2", "s3"), help="DexYCB's split rule (default s0)")
-    task.add_argument("--model", type=Path, help="a regressor's folder (default: the shipped small one)")
+    task.add_argument("--model", type=Path, help="a regressor's folder (default: the shipped small one), a folder of "
+                      "finetune_simhand.py, or a published checkpoint of PeCLR's 2.5-D net or SiMHand's detection net")  # fmt: skip
     task.add_argument("--predictions", type=Path, help="score this prediction file (.json, .zip) instead, FreiHAND's or HO-3D's form")
     task.add_argument("--mano", type=Path, help="the folder of MANO_RIGHT.pkl and MANO_LEFT.pkl (default: the stand-in hand)")
     task.add_argument("--boxes", choices=("truth", "detector"), default="truth", help="where the hand is: the label, or detect_hands")
@@ -104,7 +105,10 @@ def _predictor(options: argparse.Namespace, models: Any) -> Any:
     from pose_tools.mano.estimate import HandInPicture, estimate
     from pose_tools.mano.evaluate import PredictedHand
     from pose_tools.mano.loading import load_regressor
+    from pose_tools.simhand.fine_tuned import is_fine_tuned
 
+    if options.model and is_fine_tuned(options.model):
+        return _fine_tuned(options)
     try:
         model = load_regressor(options.model, mano=models["right"] if options.mano else None)
     except ValueError as error:
@@ -121,6 +125,31 @@ def _predictor(options: argparse.Namespace, models: Any) -> Any:
         answers: list[PredictedHand | None] = [None] * len(samples)
         for i, found in zip(there, estimate(model, asked), strict=True):
             answers[i] = PredictedHand(np.asarray(found.pose.joints_3d), found.vertices, found.pose.confidence)
+        return answers
+
+    return predict
+
+
+def _fine_tuned(options: argparse.Namespace) -> Any:
+    """A network of finetune_simhand.py, or a published one, as a function of samples: joints without a mesh."""
+    from dataclasses import replace
+
+    from pose_tools.mano.evaluate import PredictedHand
+    from pose_tools.simhand.fine_tuned import load_fine_tuned
+    from pose_tools.simhand.finetuning import in_picture
+
+    try:
+        network = load_fine_tuned(options.model)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+    def predict(samples: Sequence[HandSample]) -> list[PredictedHand | None]:
+        boxes = [sample.bbox_xyxy if options.boxes == "truth" else _detected(sample) for sample in samples]
+        there = [i for i, box in enumerate(boxes) if box is not None]
+        answers: list[PredictedHand | None] = [None] * len(samples)
+        asked = [in_picture(replace(samples[i], bbox_xyxy=np.asarray(boxes[i]))) for i in there]
+        for i, joints in zip(there, network.estimate(asked), strict=True):
+            answers[i] = PredictedHand(joints)
         return answers
 
     return predict
@@ -170,7 +199,7 @@ def _settings(options: argparse.Namespace, asked: Any) -> dict[str, Any]:
     from vlm.commands.evaluate import _digest
 
     folder = options.model or DEFAULT_FOLDER
-    files = [folder / name for name in ("config.json", "model.safetensors") if (folder / name).is_file()]
+    files = [file for file in (folder, folder / "config.json", folder / "model.safetensors") if file.is_file()]
     labels = hashlib.sha256()
     for name, label in zip(asked.ids, asked.labels):
         labels.update(f"{name} {np.round(np.asarray(label.bbox_xyxy, float), 2).tolist()}\n".encode())

@@ -20,6 +20,7 @@ from pose_tools.mano.evaluate import DISTANCES, MEASURES, MISSED_MM, PredictedHa
 from pose_tools.mano.submission import Server, to_server
 from pose_tools.metrics import clustered_interval, ratio_of_means
 from pose_tools.render import Canvas, contact_sheet
+from pose_tools.simhand.evaluate import root_scale_aligned
 from pose_tools.types import HandSample
 from pose_tools.views import crop
 from vlm.evaluation import records, tables
@@ -28,6 +29,8 @@ Predictor = Callable[[Sequence[HandSample]], Sequence[PredictedHand | None]]
 """Samples with their pictures → a hand each, None where it was missed."""
 CONSTANTS = ("mean pose", "mean joints")
 DOUBTFUL = 0.2
+PAPER = {"mean": "root- and scale-aligned MPJPE (SiMHand's own), mm", "auc_20_50": "AUC 20–50 mm, root- and scale-aligned (SiMHand's own)"}
+"""The SiMHand paper's metrics, which are not PA-MPJPE: missed hands count in the AUC alone (see `pose_tools.simhand.evaluate`)."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,12 @@ def report(asked: Asked, predicted: Sequence[PredictedHand | None], constants: M
     found = [hand is not None for hand in ours]
     table = [[title, *(cells[name][key] for name in rows)] for key, title in MEASURES.items()]
     table.append(["hands found", f"{np.mean(found):.3f}", *["1.000"] * len(constants)])
+    paper = {name: _paper(hands, truth) for name, hands in rows.items()}
+    table += [[title, *(_number(paper[name], key) for name in rows)] for key, title in PAPER.items()]
     facts = _facts(ours, truth, errors, clusters)
     scores: dict[str, Any] = {"hands": len(truth), "clusters": len(set(clusters)), "found": float(np.mean(found)), **facts.numbers}
     scores["rows"] = {name: {key: _mean(values) for key, values in errors[name].items()} for name in rows}
+    scores["simhand_paper"] = paper
     missed = f"A missed hand costs {MISSED_MM:.0f} mm, and 0 in scores. " if not all(found) else ""
     parts = [
         about,
@@ -129,6 +135,26 @@ def report(asked: Asked, predicted: Sequence[PredictedHand | None], constants: M
     text = "\n\n".join(part.strip() for part in parts if part) + "\n"
     write_text(out / "table.md", text)
     return text
+
+
+def _paper(hands: Sequence[PredictedHand | None], truth: Sequence[HandSample]) -> dict[str, float] | None:
+    """The SiMHand paper's own metric over the hands whose wrist and middle base are known; None without one."""
+    pairs = [(hand, label, np.ones(21, bool) if label.joints_valid is None else np.asarray(label.joints_valid, bool))
+             for hand, label in zip(hands, truth, strict=True)]  # fmt: skip
+    pairs = [(hand, label, valid) for hand, label, valid in pairs if valid[0] and valid[9]]
+    if not pairs:
+        return None
+    missing = np.full((21, 3), np.nan)
+    pred = np.stack([missing if hand is None else np.asarray(hand.joints_3d, float) for hand, _, _ in pairs])
+    found = root_scale_aligned(pred, np.stack([np.asarray(label.joints_3d, float) for _, label, _ in pairs]),
+                               valid=np.stack([valid for _, _, valid in pairs]))  # fmt: skip
+    return {"mean": found["mean"], "median": found["median"], "auc_20_50": found["auc_20_50"]}
+
+
+def _number(paper: Mapping[str, float] | None, key: str) -> str:
+    if paper is None or not np.isfinite(paper[key]):
+        return "–"
+    return f"{paper[key]:.{3 if key.startswith('auc') else 2}f}"
 
 
 @dataclass(frozen=True)
