@@ -65,7 +65,7 @@ def hand_constants(mano: Mano, tips: str) -> Hand:
         dirs[:, place],
         template.view(3, -1)[:, vertices].T,
         shape[:, :, vertices].transpose(1, 2),
-        pose[place[1:] - 1][..., vertices].transpose(2, 3).reshape(15, 9, 15),
+        pose[..., vertices].transpose(2, 3).reshape(15, 9, 15),
         weights[place][:, vertices],
         below,
     )
