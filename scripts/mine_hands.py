@@ -7,7 +7,8 @@
     python scripts/mine_hands.py annotations.json --out mined.json --sheet pairs.jpg --images FRAMES
 
 An .npz index holds `keypoints` (left hands mirrored), `video_ids` and, if wanted, `image_ids` and `hand_ids`. Pairs in an .npz are
-`indices` (rows of the index, −1 for none) and `distances`. A run that was stopped goes on where it stopped.
+`indices` (rows of the index, −1 for none) and `distances`. A run that was stopped goes on where it stopped. Machines that share a disk may
+share a large pool: each runs the same command with --share 1/8, 2/8 …, and at last one runs it without, which joins their parts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import logging
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +35,7 @@ from pose_tools.image_io import ImageError, read_image, write_image
 from pose_tools.simhand.contact_sheet import contact_sheet
 from pose_tools.simhand.faiss_search import PROBES
 from pose_tools.simhand.mining import prepare
-from pose_tools.simhand.mining_run import MiningRunError, run_mining
+from pose_tools.simhand.mining_run import MiningRunError, run_mining, run_share
 from pose_tools.simhand.views import hand_crop
 from pose_tools.tool_protocol import BackendMissing
 
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--method", choices=("exact", "ivf"), default="exact")
     parser.add_argument("--probes", type=int, default=PROBES, help="ivf: lists that are looked into")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=_share, metavar="I/N", help="search only this part of the pool, and write no pairs yet")
     parser.add_argument("--sheet", type=Path, help="a contact sheet of 50 pairs (of an .json index with --images)")
     parser.add_argument("--images", type=Path, help="folder of the frames that an .json index names")
     options = parser.parse_args(arguments)
@@ -70,6 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _share(text: str) -> tuple[int, int]:
+    share, _, of = text.partition("/")
+    if not (share.isdigit() and of.isdigit() and 1 <= int(share) <= int(of)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 ≤ I ≤ N, such as 3/8, got {text!r}")
+    return int(share), int(of)
+
+
 def _mine(options: argparse.Namespace) -> None:
     pool = _read(options.index, options.images)
     if len(pool.keypoints) == 0:
@@ -77,9 +87,15 @@ def _mine(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in ("dims", "normalise", "exclude", "method", "probes", "seed")}
     parts = options.out.with_name(options.out.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    miner = prepare(pool.keypoints, pool.video_ids, options.k, image_ids=pool.image_ids, **settings, scratch=parts)
-    groups = len(np.unique(miner.groups))
-    print(f"{miner.total} hands, {groups} groups; {options.dims} directions hold {miner.space.explained:.1%} of the variance")
+    with tempfile.TemporaryDirectory() as own:  # machines that share the parts must not share the files they work with
+        scratch = Path(own) if options.share else parts
+        miner = prepare(pool.keypoints, pool.video_ids, options.k, image_ids=pool.image_ids, **settings, scratch=scratch)
+        groups = len(np.unique(miner.groups))
+        print(f"{miner.total} hands, {groups} groups; {options.dims} directions hold {miner.space.explained:.1%} of the variance")
+        if options.share:
+            run_share(miner, parts, settings, *options.share)
+            print(f"{parts}: share {options.share[0]} of {options.share[1]} is done; run without --share when all are")
+            return
     indices, distances = run_mining(miner, parts, settings)
     if options.out.suffix == ".json":
         assert pool.annotations is not None

@@ -33,6 +33,24 @@ def run_mining(miner: Miner, parts: str | Path, settings: dict[str, Any]) -> tup
     MiningRunError when the folder is of another pool or other settings.
     """
     parts = Path(parts)
+    _begin(miner, parts, settings)
+    indices, distances = _blank(parts / "indices.npy", miner, np.int64, -1), _blank(parts / "distances.npy", miner, np.float64, np.inf)
+    for number in tqdm(range(len(miner)), unit="chunk", desc="mining", mininterval=2):
+        rows, near, away = _part(miner, parts, number)
+        indices[rows], distances[rows] = near, away
+    return indices, distances
+
+
+def run_share(miner: Miner, parts: str | Path, settings: dict[str, Any], share: int, of: int) -> None:
+    """Every `of`-th chunk from number `share` − 1 on, for one of several machines; `run_mining` on the same folder then joins all parts."""
+    parts = Path(parts)
+    _begin(miner, parts, settings)
+    for number in tqdm(range(share - 1, len(miner), of), unit="chunk", desc=f"mining, share {share} of {of}", mininterval=2):
+        _part(miner, parts, number)
+
+
+def _begin(miner: Miner, parts: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder, or sees that it is of this run."""
     parts.mkdir(parents=True, exist_ok=True)
     name, marker = identity(miner, settings), parts / "run.json"
     if marker.exists():
@@ -40,17 +58,17 @@ def run_mining(miner: Miner, parts: str | Path, settings: dict[str, Any]) -> tup
             raise MiningRunError(f"{parts} holds parts of another run (other pool or settings): remove it, or choose another output")
     else:
         write_text(marker, json.dumps({"identity": name} | settings, default=str))
-    indices, distances = _blank(parts / "indices.npy", miner, np.int64, -1), _blank(parts / "distances.npy", miner, np.float64, np.inf)
-    for number in tqdm(range(len(miner)), unit="chunk", desc="mining", mininterval=2):
-        file = parts / f"{number:06d}.npz"
-        found = _read(file)
-        if found is None:
-            found = miner.chunk(number)
-            with atomic_path(file) as temporary, open(temporary, "wb") as stream:
-                np.savez(stream, rows=found[0], indices=found[1], distances=found[2])
-        rows, near, away = found
-        indices[rows], distances[rows] = near, away
-    return indices, distances
+
+
+def _part(miner: Miner, parts: Path, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A chunk's rows, indices and distances: its file's, or searched and written."""
+    file = parts / f"{number:06d}.npz"
+    found = _read(file)
+    if found is None:
+        found = miner.chunk(number)
+        with atomic_path(file) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, rows=found[0], indices=found[1], distances=found[2])
+    return found
 
 
 def _blank(file: Path, miner: Miner, kind: type, value: float) -> np.ndarray:

@@ -159,6 +159,26 @@ def test_an_interrupted_run_goes_on_and_lists_on_disk_are_those_in_memory(tmp_pa
         np.testing.assert_array_equal(np.load(tmp_path / "pairs.npz")[name], value)
 
 
+def test_shares_joined_are_one_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pose_tools.simhand.neighbours.CHUNK", 8)
+    keypoints, videos = keypoint_pool(60, videos=6)
+    np.savez(tmp_path / "pool.npz", keypoints=keypoints, video_ids=videos)
+    command = [str(tmp_path / "pool.npz"), "--k", "2", "--out"]
+    for share in ("2/3", "1/3", "3/3"):
+        assert mine_hands.main([*command, str(tmp_path / "shared.npz"), "--share", share]) == 0
+        assert not (tmp_path / "shared.npz").exists()
+    parts = len(list((tmp_path / "shared.npz.parts").glob("0*.npz")))
+    monkeypatch.setattr(mine_hands.prepare.__globals__["Miner"], "chunk", None)  # nothing is left to search
+    assert parts > 1 and mine_hands.main([*command, str(tmp_path / "shared.npz")]) == 0
+    monkeypatch.undo()
+    assert mine_hands.main([*command, str(tmp_path / "alone.npz")]) == 0
+    with np.load(tmp_path / "shared.npz") as one, np.load(tmp_path / "alone.npz") as other:
+        assert np.array_equal(one["indices"], other["indices"]) and np.array_equal(one["distances"], other["distances"])
+    for wrong in ("0/3", "4/3", "x", "2"):
+        with pytest.raises(SystemExit):
+            mine_hands.main([*command, str(tmp_path / "a.npz"), "--share", wrong])
+
+
 def test_script_mines_shards_as_their_annotations(tmp_path, capsys):
     """Shards → pairs, the published file and a sheet; the published file mined again gives the same."""
     pytest.importorskip("pyarrow")
