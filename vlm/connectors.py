@@ -32,9 +32,13 @@ class ImageProjector(nn.Module):
         tokens = self.linear_1(features)
         if self.linear_2 is not None:
             tokens = self.linear_2(self.act(tokens))
-        if self.grid_position and grid:
-            tokens = tokens + self.grid_position * sine_grid(tokens.shape[1], tokens.shape[2], self.merged).to(tokens)
-        return tokens
+        return self.placed(tokens) if grid else tokens
+
+    def placed(self, tokens: Tensor) -> Tensor:
+        """The tokens (B, n, D) of a picture with the code of their places added, where there is one."""
+        if not self.grid_position:
+            return tokens
+        return tokens + self.grid_position * sine_grid(tokens.shape[1], tokens.shape[2], self.merged).to(tokens)
 
 
 class PoseProjector(nn.Module):
