@@ -76,6 +76,11 @@ def format_reasoning(text: str, duration: float, tokens: int = TIME_TOKENS) -> s
     return _SECONDS.sub(lambda match: format_time(float(match[1]), duration, tokens), text)
 
 
+def seconds_in(text: str) -> list[float]:
+    """The moments `<12.3>` of a text, in its order."""
+    return [float(seconds) for seconds in _SECONDS.findall(text)]
+
+
 def parse_reasoning(text: str, duration: float, tokens: int = TIME_TOKENS) -> str:
     """Time tokens inside a text as moments in seconds, `<12.3>`; the reverse of `format_reasoning`."""
     return _TOKEN.sub(lambda match: f"<{_seconds(match[1], duration, tokens)}>", text)

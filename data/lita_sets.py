@@ -4,7 +4,8 @@ dvc                  dense captions: {video: {"duration", "timestamps": [[start,
 event_loc            the same files: when does one of the events happen
 temporal_reasoning   {video: {"duration", "QA": [{"q", "a"}, …]}}, moments in answers in seconds, `<12.3>`
 vidqa                [{"video", "QA": [{"q", "a"}, …]}, …]
-imgqa                LLaVA-Instruct: [{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, …]}, …], "<image>" in a question
+imgqa                LLaVA-Instruct: [{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, …]}, …], "<image>" in a
+                     question; a record without an image is a conversation in words
 
 What is asked of a video or picture is one group; its words are drawn anew on every pass.
 """
@@ -21,12 +22,14 @@ from typing import Any
 import numpy as np
 
 from data import lita_strings as strings
-from data.lita import SHORT_ANSWER, format_dense_captions, format_event, format_reasoning
+from data.lita import SHORT_ANSWER, format_dense_captions, format_event, format_reasoning, seconds_in
 from data.sample import Sample, SampleError, Source, assistant, user
 
 logger = logging.getLogger(__name__)
 
 TASKS = ("dvc", "event_loc", "temporal_reasoning", "vidqa", "imgqa")
+TEMPORAL_TASKS = ("dvc", "event_loc", "temporal_reasoning")
+"""Those whose answers name moments."""
 FRAMES = 100
 """Frames of a video that are looked at, spread evenly (halves round to even)."""
 _PICTURES = (".jpg", ".jpeg", ".png")
@@ -86,14 +89,34 @@ class LitaSet:
     def samples(self, index: int, seed: int) -> list[Sample]:
         """What is asked about record `index`: a function of the arguments."""
         key, record = self.records[index]
+        turns = self._turns(record, np.random.default_rng([seed, index]))
+        conversations = [turns] if self.task != "temporal_reasoning" else [[turn] for turn in turns]
+        return [self._sample(index, number, turns, {}) for number, turns in enumerate(conversations)]
+
+    def questions(self, index: int, seed: int) -> list[Sample]:
+        """What an evaluation asks about record `index`, one turn each: of every event where `samples` draws one.
+
+        `targets` has the truth: "duration", "events" [[start, end], …] in seconds (for temporal reasoning the first two moments of the
+        answer, earlier first; none where it names fewer), and "captions" of dense captions. Raises LitaError for another task.
+        """
+        if self.task not in TEMPORAL_TASKS:
+            raise LitaError(f"{self.path}: {self.task} has no moments to score; expected one of {', '.join(TEMPORAL_TASKS)}")
+        _, record = self.records[index]
         rng = np.random.default_rng([seed, index])
-        medium = self._medium(key)
-        source = Source(self.name, key)
-        conversations = [self._turns(record, rng)] if self.task != "temporal_reasoning" else [[turn] for turn in self._turns(record, rng)]
-        return [
-            Sample(f"{self.name}-{self.task}-{key}-{number}", _messages(turns, medium), source, {"kind": self.task} | self._truth(record))
-            for number, turns in enumerate(conversations)
-        ]
+        if self.task == "dvc":
+            truth = {"events": record["timestamps"], "captions": [sentence.strip() for sentence in record["sentences"]]}
+            return [self._sample(index, 0, self._turns(record, rng), truth)]
+        if self.task == "event_loc":
+            asked = [(_event_turn(record, number, rng), [record["timestamps"][number]]) for number in _told(record)]
+        else:
+            asked = [(turn, _moments(qa["a"])) for turn, qa in zip(self._turns(record, rng), record["QA"], strict=True)]
+        return [self._sample(index, number, [turn], {"events": events}) for number, (turn, events) in enumerate(asked)]
+
+    def _sample(self, index: int, number: int, turns: Turns, truth: dict[str, Any]) -> Sample:
+        key, record = self.records[index]
+        messages = _messages(turns, self._medium(key) if key else None)
+        targets = {"kind": self.task} | self._truth(record) | truth
+        return Sample(f"{self.name}-{self.task}-{key or index}-{number}", messages, Source(self.name, key), targets)
 
     def _turns(self, record: Any, rng: np.random.Generator) -> Turns:
         return _TURNS[self.task](record, rng, self.name)
@@ -112,7 +135,7 @@ class LitaSet:
         """Why a record cannot be used."""
         if Path(key).is_absolute() or ".." in Path(key).parts:
             raise LitaError(f"{self.path}: {key!r} leaves the folder of its media")
-        there = (self.media / key).is_file() if self.task == "imgqa" else bool(_frame_paths(self.media / key))
+        there = not key or (self.media / key).is_file() if self.task == "imgqa" else bool(_frame_paths(self.media / key))
         if not there:
             return "have no frames" if self.task != "imgqa" else "have no picture"
         try:
@@ -148,6 +171,9 @@ def _records(path: Path, task: str) -> Iterator[tuple[str, Any]]:
         return
     key = "image" if task == "imgqa" else "video"
     for number, record in enumerate(content):
+        if isinstance(record, dict) and task == "imgqa" and key not in record and "conversations" in record:
+            yield "", record
+            continue
         if not isinstance(record, dict) or not isinstance(record.get(key), str):
             raise LitaError(f"{path}: record {number} has no {key!r}; expected a file of the task {task}")
         yield record[key], record
@@ -157,10 +183,10 @@ def _frame_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES) if folder.is_dir() else []
 
 
-def _messages(turns: Turns, medium: dict[str, Any]) -> list[dict[str, Any]]:
+def _messages(turns: Turns, medium: dict[str, Any] | None) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for number, (question, answer) in enumerate(turns):
-        messages += [user(medium, question) if number == 0 else user(question), assistant(answer)]
+        messages += [user(medium, question) if number == 0 and medium is not None else user(question), assistant(answer)]
     return messages
 
 
@@ -170,11 +196,27 @@ def _dense_captions(record: Mapping[str, Any], rng: np.random.Generator, name: s
 
 
 def _event(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:
-    number = int(rng.integers(len(record["timestamps"])))
+    told = _told(record)
+    return [_event_turn(record, told[int(rng.integers(len(told)))], rng)]
+
+
+def _told(record: Mapping[str, Any]) -> list[int]:
+    """The numbers of the events that have words."""
+    pairs = zip(record["timestamps"], record["sentences"], strict=True)
+    return [number for number, (_, sentence) in enumerate(pairs) if sentence.strip(" .")]
+
+
+def _event_turn(record: Mapping[str, Any], number: int, rng: np.random.Generator) -> tuple[str, str]:
     event = record["sentences"][number].strip().rstrip(".")
     question = f"{_pick(strings.WHEN, rng).format(event[0].lower() + event[1:])} {_pick(strings.ONLY_TIMES, rng)}"
     start, end = record["timestamps"][number]
-    return [(question, format_event(start, end, record["duration"]))]
+    return question, format_event(start, end, record["duration"])
+
+
+def _moments(answer: str) -> list[list[float]]:
+    """The first two moments of an answer of temporal reasoning, in seconds, as one event; none where there are fewer."""
+    times = seconds_in(answer)[:2]
+    return [sorted(times)] if len(times) == 2 else []
 
 
 def _reasoning(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:

@@ -1,5 +1,5 @@
-"""`evaluate referral|trajectory|hand-pose|body|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a folder and
-in its card."""
+"""`evaluate referral|trajectory|temporal|hand-pose|body|tools|hoi-qa|compare`: numbers for a model, resumable, beside baselines, in a
+folder and in its card."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from pose_tools.files import write_text
-from vlm.commands import body, hand_pose, hoi_qa, trajectory
+from vlm.commands import body, hand_pose, hoi_qa, temporal, trajectory
 from vlm.commands.console import DEFAULT_MODEL, CommandError
-from vlm.commands.loading import load_model
+from vlm.commands.loading import add_load_in, load_model
 from vlm.evaluation import records, tables
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-    tasks = main_parser.add_subparsers(dest="task", required=True, metavar="referral|trajectory|hand-pose|body|tools|hoi-qa|compare")
+    names = "referral|trajectory|temporal|hand-pose|body|tools|hoi-qa|compare"
+    tasks = main_parser.add_subparsers(dest="task", required=True, metavar=names)
 
     def common(task: argparse.ArgumentParser) -> None:
         task.add_argument(
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         task.add_argument("--seed", type=int, default=0, help="draws the questions and the shuffles (default 0)")
         task.add_argument("--batch-size", type=int, default=32)
         task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
+        add_load_in(task)
         task.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:TASK -->")
 
     referral = tasks.add_parser("referral", help="where are the hands, and what do they hold")
@@ -55,22 +57,25 @@ def parser() -> argparse.ArgumentParser:
     hoi_qa.add_arguments(tasks.add_parser("hoi-qa", help=words, description=hoi_qa.__doc__))
     words = "where will each hand go, for the goal that is asked about"
     trajectory.add_arguments(tasks.add_parser("trajectory", help=words, description=trajectory.__doc__))
+    words = "when things happen in videos, and dense captions, of LITA's files"
+    temporal.add_arguments(tasks.add_parser("temporal", help=words, description=temporal.__doc__))
     words = "the pose of hands, beside constant hands and by the official programs"
     hand_pose.add_arguments(tasks.add_parser("hand-pose", help=words, description=hand_pose.__doc__))
     words = "bodies of people in a scanned room, beside the mean pose, strictly or as published"
     body.add_arguments(tasks.add_parser("body", help=words, description=body.__doc__))
     compare = tasks.add_parser("compare", help="two runs of the same evaluation, question by question")
-    compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help="two --out folders of `evaluate referral`, `trajectory` or `body`")
+    words = "two --out folders of `evaluate referral`, `trajectory`, `hoi-qa` or `body`"
+    compare.add_argument("runs", type=Path, nargs=2, metavar="OUT", help=words)
     compare.add_argument("--condition", default="as shipped")
-    compare.add_argument("--data", type=Path, required=True, help="the scenes or clips both runs were made with")
+    compare.add_argument("--data", type=Path, required=True, help="the scenes, clips or HOI-QA files both runs were made with")
     return main_parser
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     verbs = {
-        "referral": referral, "trajectory": trajectory.main, "hand-pose": hand_pose.main, "body": body.main, "tools": tool_use,
-        "hoi-qa": hoi_qa.main, "compare": compare_runs,
+        "referral": referral, "trajectory": trajectory.main, "temporal": temporal.main, "hand-pose": hand_pose.main, "body": body.main,
+        "tools": tool_use, "hoi-qa": hoi_qa.main, "compare": compare_runs,
     }  # fmt: skip
     return verbs[options.task](options)
 
@@ -85,7 +90,7 @@ def referral(options: argparse.Namespace) -> int:
     asked = select(read_questions(options.data, options.seed, options.limit), options.questions, options.none_share, options.seed)
     with records.single_writer(options.out):
         records.claim(options.out, _settings(options, asked))
-        model, processor = load_model(options.model, device=options.device)
+        model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
         if "detection" not in processor.pose_encoders:
             conditions = [condition for condition in conditions if condition.pose == "off"]
         tokens = detections(options.data, asked, needed=any(condition.pose != "off" for condition in conditions))
@@ -136,7 +141,7 @@ def tool_use(options: argparse.Namespace) -> int:
     asked = task.select(task.read_tool_questions(root, options.seed, options.limit), options.questions, options.seed)
     with records.single_writer(options.out):
         records.claim(options.out, _settings(options, asked))
-        model, processor = load_model(options.model, device=options.device)
+        model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
         ask = Asker(model, processor, tools=schemas(OFFER))
         tokens = (lambda picture: cached[os.path.relpath(picture, root)]) if "detection" in processor.pose_encoders else None
         table = task.evaluate(asked, ask, processor.dialect, out=options.out, tokens=tokens, batch_size=options.batch_size)
@@ -149,6 +154,8 @@ def compare_runs(options: argparse.Namespace) -> int:
     """Prints, per row, how much better the second run is than the first, with a paired clustered interval."""
     if all(_task(folder) == "trajectory" for folder in options.runs):
         return trajectory.compare(options)
+    if all((folder / hoi_qa.PREDICTIONS).is_file() for folder in options.runs):
+        return hoi_qa.compare(options)
     if all(_task(folder) == "body" for folder in options.runs):
         return body.compare(options)
     from pose_tools.metrics import paired_difference
@@ -198,6 +205,7 @@ def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, An
         "questions": _wordings(asked),
         "data": _digest([options.data / "manifest.json"]),
         "model": _model(options.model),
+        **({"load_in": options.load_in} if options.load_in else {}),
     }
 
 
