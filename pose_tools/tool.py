@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pose_tools import detect_tool, embed_hand_tool, hand_pose_tool, similar_hands_tool, track_tool
+from pose_tools import body_tool, detect_tool, embed_hand_tool, hand_pose_tool, similar_hands_tool, track_tool
 from pose_tools.tool_arguments import Parameter, check_arguments, json_parameters, quote
 from pose_tools.tool_protocol import BackendMissing, Range, Tool, ToolCard, ToolError, ToolResult
 from pose_tools.types import Media
@@ -27,7 +27,7 @@ __all__ = ["TOOLS", "BackendMissing", "Range", "ResultCache", "Tool", "ToolCard"
 
 TOOLS: dict[str, Tool] = {
     tool.name: tool
-    for tool in (detect_tool.TOOL, track_tool.TOOL, hand_pose_tool.TOOL, embed_hand_tool.TOOL, similar_hands_tool.TOOL)
+    for tool in (detect_tool.TOOL, track_tool.TOOL, hand_pose_tool.TOOL, embed_hand_tool.TOOL, similar_hands_tool.TOOL, body_tool.TOOL)
 }
 
 

@@ -15,6 +15,7 @@ from pose_tools.render import Canvas
 from pose_tools.types import Box
 
 BODY: Colour = (255, 193, 193)
+OTHERS: tuple[Colour, ...] = ((180, 205, 255), (190, 235, 190), (250, 225, 165), (220, 200, 250))
 BOX: Colour = (60, 210, 90)
 AROUND = 1.6
 """Metres around a body within which the scene is drawn."""
@@ -38,11 +39,13 @@ def in_scene(
     points: np.ndarray,
     *,
     up: Any = (0.0, -1.0, 0.0),
+    others: Sequence[np.ndarray] = (),
     size: tuple[int, int] = (640, 640),
     turn: float = 65.0,
     rise: float = 22.0,
 ) -> np.ndarray:
-    """A body (V, 3) among the scene's points (N, 3), RGB uint8: seen from `turn` degrees beside the camera and `rise` above the horizon.
+    """A body (V, 3) among the scene's points (N, 3), RGB uint8: seen from `turn` degrees beside the camera and `rise` above the horizon;
+    `others` are more bodies, in other colours.
 
     Everything in the camera's frame, metres; `up` is its upward direction. Points are drawn as small patches of the surface that their
     neighbours lie on; those between the viewer and the body are left out.
@@ -59,9 +62,12 @@ def in_scene(
     corners, quads, colours = _patches(placed, look @ np.asarray(up, float))
     focal = 1.15 * min(size)
     camera = np.array([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1.0]])
+    meshes = [body, *((other - middle) @ look.T + [0, 0, distance] for other in others), corners]
+    painted = [np.tile(np.array(BODY if not k else OTHERS[k % len(OTHERS)]) / 255, (len(body), 1)) for k in range(len(meshes) - 1)]
+    ends = np.cumsum([0, *(len(mesh) for mesh in meshes[:-1])])
     drawn = rasterise(
-        np.concatenate([body, corners]), np.concatenate([faces, quads + len(body)]), np.diag([2.0, 2.0, 1.0]) @ camera,
-        (2 * size[0], 2 * size[1]), colours=np.concatenate([np.tile(np.array(BODY) / 255, (len(body), 1)), colours]),
+        np.concatenate(meshes), np.concatenate([*(faces + end for end in ends[:-1]), quads + ends[-1]]),
+        np.diag([2.0, 2.0, 1.0]) @ camera, (2 * size[0], 2 * size[1]), colours=np.concatenate([*painted, colours]),
         light=(-0.4, -0.7, -0.6), ambient=0.5,
     )  # fmt: skip
     assert drawn.colour is not None
