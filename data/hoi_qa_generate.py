@@ -18,8 +18,10 @@ gets none either.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,43 +67,55 @@ def read_visor(path: str | Path) -> Iterator[Frame]:
         frame = re.search(r"(\d+)\.\w+\Z", name)
         if not frame or not video:
             raise HOIQAError(f"{where}: image has name {name!r} and video {video!r}; expected names such as P01_01_frame_0000000140.jpg")
-        things = {
-            row["id"]: (row["name"], _tight(row["segments"]), row) for row in _list(record, "annotations", where) if row.get("segments")
-        }
-        hands, objects = [], []
-        for noun, box, row in things.values():
-            side = next((s for s in SIDES if noun in (f"{s} hand", f"{s} glove") or [f"{s} hand"] == row.get("on_which_hand")), None)
-            if side is None:
-                objects.append((noun, box))
-                continue
-            touched = row.get("in_contact_object")
-            held: Any = things[touched][:2] if touched in things else NOTHING if touched == "hand-not-in-contact" else None
-            hands.append(Hand(side, box, held))
+        with _whole_record(where):
+            hands, objects = _visor_things(_list(record, "annotations", where))
         image_path = f"EPIC_Kitchens/frames/{video}/frame_{int(frame[1]):010d}.jpg"
         yield Frame(image_path, video, NOMINAL_FRAMES["EPIC-KITCHENS"], _sorted(hands), tuple(objects))
+
+
+def _visor_things(rows: list[Any]) -> tuple[list[Hand], list[tuple[str, Box]]]:
+    """Hands and objects of a frame's annotations."""
+    things = {row["id"]: (row["name"], _tight(row["segments"]), row) for row in rows if row.get("segments")}
+    hands, objects = [], []
+    for noun, box, row in things.values():
+        side = next((s for s in SIDES if noun in (f"{s} hand", f"{s} glove") or [f"{s} hand"] == row.get("on_which_hand")), None)
+        if side is None:
+            objects.append((noun, box))
+            continue
+        touched = row.get("in_contact_object")
+        held: Any = things[touched][:2] if touched in things else NOTHING if touched == "hand-not-in-contact" else None
+        hands.append(Hand(side, box, held))
+    return hands, objects
 
 
 def read_ego4d(path: str | Path) -> Iterator[Frame]:
     """Frames of Ego4D's fho_main.json that have boxes. Raises HOIQAError for a file or record of another form."""
     path = Path(path)
-    for video in _list(read_json(path), "videos", str(path)):
-        uid, meta = str(video.get("video_uid")), _mapping(video, "video_metadata", str(path))
-        size = (int(meta["width"]), int(meta["height"]))
-        actions = [action for interval in video.get("annotated_intervals", ()) for action in interval.get("narrated_actions", ())]
-        for action in actions:
-            for frame in action.get("frames") or ():
-                hands, objects = [], []
-                for row in frame.get("boxes", ()):
-                    kind, noun = row.get("object_type", ""), row.get("structured_noun")
-                    b = row["bbox"]
-                    box = (b["x"], b["y"], b["x"] + b["width"], b["y"] + b["height"])
-                    if kind in ("left_hand", "right_hand"):
-                        hands.append(Hand(kind.removesuffix("_hand"), box))
-                    elif noun:
-                        objects.append((noun.replace("_", " ").split(" (")[0], box))
-                if hands or objects:
-                    image_path = f"Ego4D/v2/frames/{uid}/frame_{int(frame['frame_number']):010d}.jpg"
-                    yield Frame(image_path, uid, size, _sorted(hands), tuple(objects), action.get("narration_text"))
+    for number, video in enumerate(_list(read_json(path), "videos", str(path))):
+        where = f"{path.name}, video {number}"
+        meta = _mapping(video, "video_metadata", where)
+        with _whole_record(where):
+            yield from _ego4d_frames(video, (int(meta["width"]), int(meta["height"])))
+
+
+def _ego4d_frames(video: Mapping[str, Any], size: tuple[int, int]) -> list[Frame]:
+    uid, frames = str(video["video_uid"]), []
+    actions = [action for interval in video.get("annotated_intervals", ()) for action in interval.get("narrated_actions", ())]
+    for action in actions:
+        for frame in action.get("frames") or ():
+            hands, objects = [], []
+            for row in frame.get("boxes", ()):
+                kind, noun = row.get("object_type", ""), row.get("structured_noun")
+                b = row["bbox"]
+                box = _box(b["x"], b["y"], b["x"] + b["width"], b["y"] + b["height"])
+                if kind in ("left_hand", "right_hand"):
+                    hands.append(Hand(kind.removesuffix("_hand"), box))
+                elif noun:
+                    objects.append((noun.replace("_", " ").split(" (")[0], box))
+            if hands or objects:
+                image_path = f"Ego4D/v2/frames/{uid}/frame_{int(frame['frame_number']):010d}.jpg"
+                frames.append(Frame(image_path, uid, size, _sorted(hands), tuple(objects), action.get("narration_text")))
+    return frames
 
 
 def pairs(frame: Frame) -> list[Pair]:
@@ -200,12 +214,27 @@ def split_of(video: str, val_share: float = 0.05, seed: int = 0) -> Literal["tra
 def _tight(segments: list[list[list[float]]]) -> Box:
     points = [point for polygon in segments for point in polygon]
     xs, ys = [point[0] for point in points], [point[1] for point in points]
-    return (min(xs), min(ys), max(xs), max(ys))
+    return _box(min(xs), min(ys), max(xs), max(ys))
+
+
+def _box(*values: Any) -> Box:
+    x1, y1, x2, y2 = map(float, values)
+    if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 < x1 or y2 < y1:
+        raise ValueError(f"{values} is no box")
+    return x1, y1, x2, y2
 
 
 def _sorted(hands: list[Hand]) -> tuple[Hand, ...]:
     """Left before right; a second hand of one side (another person's) is left out."""
     return tuple(next(h for h in hands if h.side == side) for side in SIDES if any(h.side == side for h in hands))
+
+
+@contextmanager
+def _whole_record(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HOIQAError(f"{where}: not an annotation of the published form ({type(error).__name__}: {error})") from error
 
 
 def _list(content: Any, key: str, where: str) -> list[Any]:
