@@ -65,7 +65,7 @@ class EgoHMRSettings:
 
     `encoder.start` may also be the other stage's weights. Stage 1: `mocap`: cmu_mocap.npz for the adversary (None: the training set's own
     poses), `samples` poses a picture. Stage 2: `statistics`: preprocess_stats.npz (None: those of the training poses), `collision_from`:
-    epoch from which the scene's penetration counts (None: never), `transl_noise`: metres, see `TrainedStage2`.
+    epoch from which the scene's penetration counts (None: never), `transl_noise` metres and `step_power`: see `TrainedStage2`.
     """
 
     stage: Literal[1, 2]
@@ -81,6 +81,7 @@ class EgoHMRSettings:
     statistics: str | None = None
     collision_from: int | None = 3
     transl_noise: float = 0.0
+    step_power: float = 1.0
     asset: str | None = None
 
 
@@ -110,7 +111,7 @@ def build(settings: EgoHMRSettings, bodies: Smpl | Mapping[str, Smpl], statistic
 def wrapped(settings: EgoHMRSettings, stage: Stage1 | Stage2) -> TrainedStage1 | TrainedStage2:
     if isinstance(stage, Stage1):
         return TrainedStage1(stage, settings.samples)
-    return TrainedStage2(stage, settings.collision_from, settings.transl_noise)
+    return TrainedStage2(stage, settings.collision_from, settings.transl_noise, settings.step_power)
 
 
 def statistics_of(settings: EgoHMRSettings, people: EgoBody) -> tuple[np.ndarray, np.ndarray]:

@@ -111,6 +111,7 @@ def test_folders_refuse_what_does_not_fit(tmp_path):
     (tmp_path / "stage1.safetensors").write_bytes((tmp_path / "stage2.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="stage 2, asked for stage 1"):
         load_folder(tmp_path, load_smpl())
+    save_stage(tmp_path, small_stage1(), InputSizes(64, 100))
     write_statistics(tmp_path / "preprocess_stats.npz", torch.zeros(3), torch.zeros(3))
     with pytest.raises(CheckpointError, match="144 finite numbers"):
         load_folder(tmp_path, load_smpl())

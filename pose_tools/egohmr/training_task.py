@@ -68,11 +68,13 @@ class TrainedStage2(nn.Module):
     """Stage 2: a flat batch → the terms; the scene's penetration from epoch `collision_from` on, None for never.
 
     `transl_noise` metres: the deviation of what is added to the true translation that the network is told, since it will be told stage 1's.
+    `step_power`: steps are T · u^power for uniform u; 1 draws all alike, as published, 0.4 draws nine of twenty among the last fifth, where
+    the pose must come from the picture: a short training learns little there otherwise.
     """
 
-    def __init__(self, stage: Stage2, collision_from: int | None = 3, transl_noise: float = 0.0) -> None:
+    def __init__(self, stage: Stage2, collision_from: int | None = 3, transl_noise: float = 0.0, step_power: float = 1.0) -> None:
         super().__init__()
-        self.stage, self.collision_from, self.transl_noise = stage, collision_from, transl_noise
+        self.stage, self.collision_from, self.transl_noise, self.step_power = stage, collision_from, transl_noise, step_power
         self.field = CapsuleField(stage.smpl)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +83,9 @@ class TrainedStage2(nn.Module):
         transl = whole["smpl_params"]["transl"]
         if self.transl_noise:
             transl = transl + self.transl_noise * torch.randn_like(transl)
-        terms = self.stage.losses(whole, transl=transl, field=self.field if late else None)
+        steps = self.stage.schedule.steps
+        t = (steps * torch.rand(len(transl), device=transl.device) ** self.step_power).long().clamp_max(steps - 1)
+        terms = self.stage.losses(whole, t=t, transl=transl, field=self.field if late else None)
         return {"penetration": transl.new_zeros(())} | terms
 
 
