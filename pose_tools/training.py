@@ -17,7 +17,7 @@ import math
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -43,7 +43,12 @@ class TrainingError(RuntimeError):
 
 
 class Task(Protocol):
-    """What is trained. `losses` and `counts` have the keys of `weights`; the loss is Σ weights[k] · Σ losses[k] / Σ counts[k]."""
+    """What is trained. `losses` and `counts` have the keys of `weights`; the loss is Σ weights[k] · Σ losses[k] / Σ counts[k].
+
+    A task whose loss is no sum over micro-batches also has `backward_together(model, batches, total, *, autocast, no_sync)`, which is
+    called instead of `losses` where a process has several in a step: it runs the model under `autocast()`, calls `total(losses)` once
+    and leaves that scalar's gradients in the parameters; all backward passes through the model but the last are inside `no_sync()`.
+    """
 
     weights: Mapping[str, float]
 
@@ -347,14 +352,25 @@ def _optimise(run: _Run, task: Task, batches: list[Batch], late: bool) -> tuple[
     stop, counts = bool(counts[-1] > 0), counts[:-1].clamp(min=1)
     weights = torch.tensor([task.weights[name] for name in names], device=device)
     parts = torch.zeros(len(names), device=device)
+
+    def autocast() -> AbstractContextManager:
+        return torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16")
+
+    def total(losses: Mapping[str, Tensor]) -> Tensor:
+        shares = torch.stack([losses[name] for name in names]) / counts
+        parts.add_(shares.detach())
+        # distributed training averages gradients over the processes; the counts are of all of them, so undo it
+        return (weights * shares).sum() * accelerator.num_processes
+
+    together = getattr(task, "backward_together", None)
+    if together is not None and len(batches) > 1:
+        together(run.model, batches, total, autocast=autocast, no_sync=lambda: accelerator.no_sync(run.model))
+        batches = []
     for number, batch in enumerate(batches):
         with accelerator.no_sync(run.model) if number + 1 < len(batches) else nullcontext():
-            with torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+            with autocast():
                 losses = task.losses(run.model, batch)
-            shares = torch.stack([losses[name] for name in names]) / counts
-            # distributed training averages gradients over the processes; the counts are of all of them, so undo it
-            accelerator.backward((weights * shares).sum() * accelerator.num_processes)
-            parts += shares.detach()
+            accelerator.backward(total(losses))
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), s.max_grad_norm))
     if not math.isfinite(norm):
         raise TrainingError(f"the gradient is {norm} at step {run.step} (losses {dict(zip(names, parts.tolist(), strict=True))}): "

@@ -132,9 +132,6 @@ def find_partners(pool: HandPool, mining: MiningSettings) -> np.ndarray:
 def fit(settings: PretrainingSettings) -> None:
     kind, training = experiment(settings.experiment), settings.training
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if training.micro_batch_size * world != training.batch_size:
-        raise TrainingError(f"a contrastive batch cannot be accumulated: batch_size is {training.batch_size}, expected micro_batch_size "
-                            f"{training.micro_batch_size} × {world} processes = {training.micro_batch_size * world}")  # fmt: skip
     pool, probe, held_out = read_pools(settings.data, training.seed)
     mining = settings.mining
     partners = find_partners(pool, mining) if kind.mined else None
@@ -144,6 +141,8 @@ def fit(settings: PretrainingSettings) -> None:
         synchronise_batch_norm(model)
     if int(os.environ.get("RANK", 0)) == 0:
         millions = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+        if (chunks := training.batch_size // (training.micro_batch_size * world)) > 1:
+            print(f"gradients are cached: a batch goes through the network in {chunks} parts, each twice, with batch norm of its own")
         print(f"{kind.name}: {len(task)} of {len(pool)} hands have a pair, {len(held_out)} to judge by; {millions:.2f} M parameters")
     result = train(model, task, training)
     print(f"step {result.step}, best: {result.best}")

@@ -108,8 +108,8 @@ def test_pairs_that_were_mined_before_are_those_mined_now(config, shards, tmp_pa
 
 
 def test_refusals(config):
-    with pytest.raises(TrainingError, match="cannot be accumulated: batch_size is 8, expected micro_batch_size 4 × 1 processes = 4"):
-        fit(replace(config, training=replace(config.training, micro_batch_size=4)))
+    with pytest.raises(TrainingError, match="batch_size 8 is no multiple of micro_batch_size 3 × 1 processes"):
+        fit(replace(config, training=replace(config.training, micro_batch_size=3)))
     with pytest.raises(ValueError, match="unknown experiment 'simhand-w', expected one of simclr"):
         fit(replace(config, experiment="simhand-w"))
     with pytest.raises(TrainingError, match="0 to judge by: change data.validation"):

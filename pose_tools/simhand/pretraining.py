@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pose_tools.simhand.experiments import Experiment, LossSettings, contrastive_loss
+from pose_tools.simhand.gradient_cache import cached_backward
 from pose_tools.simhand.hand_pool import Hand, HandPool
 from pose_tools.simhand.probe import embed, pixels_to_input, probe_metrics
 from pose_tools.simhand.views import make_view
@@ -46,8 +48,8 @@ class PretrainingTask:
     """Pairs of views of `pool`'s hands; `partners` (N,) for the mined kinds (−1: left out), judged on hands with 3-D joints.
 
     `probe`, `held_out`: hands the linear probe is fitted on, and those it and the retrieval are scored on (by their 3-D joints, or, in
-    videos without any, by their key points). A batch is one loss,
-    so it cannot be accumulated: micro_batch_size × processes must be batch_size (negatives come from all processes).
+    videos without any, by their key points). A batch is one loss, with negatives from all processes: where a process has several
+    micro-batches in a step, gradients are cached (`backward_together`), and batch norm sees one micro-batch at a time.
     """
 
     weights: Mapping[str, float] = {"contrastive": 1.0}
@@ -98,12 +100,35 @@ class PretrainingTask:
         return {"contrastive": torch.tensor(float(len(batch["pixels"])))}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The mean over the batch's pairs times their number; the two views go through the network together."""
-        count = len(batch["pixels"])
-        projections = model(pixels_to_input(batch["pixels"].flatten(0, 1)))[1]
+        """The mean over the batch's pairs times their number."""
+        projections = self._projections(model, batch)
         with torch.autocast(projections.device.type, enabled=False):
-            mean = contrastive_loss(self.kind, projections.float().view(count, 2, -1), batch, self.loss)
-        return {"contrastive": mean * count}
+            return {"contrastive": contrastive_loss(self.kind, projections, batch, self.loss) * len(projections)}
+
+    def backward_together(
+        self,
+        model: nn.Module,
+        batches: Sequence[dict[str, Tensor]],
+        total: Callable[[dict[str, Tensor]], Tensor],
+        *,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        no_sync: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        """One loss over all pairs of `batches`, whose activations are in memory one batch after another (`gradient_cache`)."""
+        whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "pixels"}
+
+        def encode(batch: dict[str, Tensor]) -> Tensor:
+            with autocast():
+                return self._projections(model, batch)
+
+        def loss(projections: Tensor) -> Tensor:
+            return total({"contrastive": contrastive_loss(self.kind, projections, whole, self.loss) * len(projections)})
+
+        cached_backward(model, encode, batches, loss, no_sync=no_sync)
+
+    def _projections(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """(N, 2, D) float32; both views go through the network together."""
+        return model(pixels_to_input(batch["pixels"].flatten(0, 1)))[1].float().view(len(batch["pixels"]), 2, -1)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`probe_metrics` of the encoder on plain crops."""

@@ -13,10 +13,10 @@ import torch
 
 from pose_tools import training
 from pose_tools.simhand.encoder import load_encoder, published_state_dict
-from pose_tools.simhand.experiments import experiment
+from pose_tools.simhand.experiments import contrastive_loss, experiment
 from pose_tools.simhand.hand_pool import HandPool
 from pose_tools.simhand.pretraining import PretrainingTask, plain_pixels
-from pose_tools.simhand.probe import embed, linear_probe, nearest
+from pose_tools.simhand.probe import embed, linear_probe, nearest, pixels_to_input
 from pose_tools.training import make_optimizer, train
 from tests.pose_tools.simhand.tiny_pretraining import network, pool, samples, settings, task
 
@@ -44,16 +44,50 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, optimizer, monkeypat
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_cached_gradients_are_those_of_one_loss_over_all_micro_batches():
+    """Gradients, running averages and the logged loss equal those of the same parts kept in memory; so of each kind of loss."""
+    for kind in ("peclr", "simhand_w"):
+        hands = task(kind)
+        batches = [hands.collate([hands.sample(i, 0) for i in part]) for part in ((0, 1, 2), (3, 4, 5), (6, 7, 8))]
+        plain, cached = network(), network()
+        projections = torch.cat([plain(pixels_to_input(b["pixels"].flatten(0, 1)))[1].view(3, 2, -1) for b in batches])
+        whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        expected = contrastive_loss(hands.kind, projections, whole, hands.loss)
+        expected.backward()
+        seen = []
+
+        def total(losses, seen=seen):
+            seen.append(float(losses["contrastive"].detach()))
+            return losses["contrastive"] / 9
+
+        hands.backward_together(cached, batches, total)
+        assert seen == [pytest.approx(9 * float(expected.detach()), rel=1e-6)]
+        for (name, a), b in zip(plain.named_parameters(), cached.parameters(), strict=True):
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-7, msg=name)
+        assert all(torch.allclose(a, b) for a, b in zip(plain.buffers(), cached.buffers(), strict=True))
+
+
+def test_a_cached_run_is_resumed_bit_for_bit(tmp_path):
+    cached = {"micro_batch_size": 4, "precision": "bf16", "save_every": 1}
+    train(network(), task(), settings(tmp_path / "whole", **cached))
+    train(network(), task(), settings(tmp_path / "parts", **cached, max_minutes=0.0))
+    train(network(), task(), settings(tmp_path / "parts", **cached, resume=True))
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 @pytest.mark.two_process
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["peclr", "simhand_w"])
-def test_two_processes_equal_one(tmp_path, kind):
-    train(network(), task(kind), settings(tmp_path / "one"))
+@pytest.mark.parametrize(("kind", "parts"), [("peclr", 1), ("simhand_w", 1), ("simhand_w", 2)])
+def test_two_processes_equal_one(tmp_path, kind, parts):
+    """Also with cached gradients, a step's batch in two parts: batch norm is synchronised part by part."""
+    train(network(), task(kind), settings(tmp_path / "one", micro_batch_size=8 // parts))
     root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", "tests/pose_tools/simhand/tiny_pretraining.py", str(tmp_path / "two"), kind]
+    command += ["--rdzv-endpoint", "localhost:0", "tests/pose_tools/simhand/tiny_pretraining.py", str(tmp_path / "two"), kind,
+                f"micro_batch_size={4 // parts}"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*command, "micro_batch_size=4"], cwd=root, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
