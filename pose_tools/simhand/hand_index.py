@@ -80,7 +80,7 @@ class HandIndex:
         from safetensors.numpy import save_file
 
         ends = np.cumsum([len(jpeg) for jpeg in self.jpegs], dtype=np.int64)
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "vectors": self.vectors.astype(np.float16), "joints_3d": self.joints_3d.astype(np.float16),
             "jpegs": np.frombuffer(b"".join(self.jpegs), np.uint8), "ends": ends,
         }  # fmt: skip
