@@ -4,14 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from pose_tools import body_tool
-from pose_tools.egohmr.folder import InputSizes, save_stage
 from pose_tools.tool import call, schemas
 from pose_tools.tool_protocol import ToolError
 from pose_tools.types import Media
-from tests.pose_tools.egohmr.small import small_backbone
+from tests.pose_tools.egohmr.small import small_folder
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 255, (120, 160, 3), dtype=np.uint8)
@@ -23,25 +21,7 @@ KEYPOINTS[9:15, 2] = 0  # hips to ankles are hidden
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Small networks of the stand-in body that put a person about three metres away."""
-    from pose_tools.body_models import load_smpl
-    from pose_tools.egohmr.stage1 import Stage1, Stage1Config
-    from pose_tools.egohmr.stage2 import Stage2, Stage2Config
-
-    found = tmp_path_factory.mktemp("egohmr")
-    torch.manual_seed(0)
-    small = {"scene_width": 8, "scene_hidden": 8}
-    first = Stage1(load_smpl(), Stage1Config(flow_hidden=16, flow_repetitions=2, discriminator_hidden=16, uncertainty=True, **small),
-                   small_backbone())  # fmt: skip
-    with torch.no_grad():
-        first.flow.fc_head.init_cam.copy_(torch.tensor([0.9, 0.0, 0.0]))
-        first.flow.fc_head.layers[-1].weight.zero_()
-        first.flow.fc_head.layers[-1].bias.zero_()
-    config = Stage2Config(transl_hidden=8, transl_width=8, latent_width=16, gcn_width=16, gcn_blocks=1, betas_hidden=16, **small)
-    second = Stage2(load_smpl(), torch.eye(3)[:, :2].reshape(-1).repeat(24), torch.full((144,), 0.3), config, small_backbone())
-    for stage in (first.eval(), second.eval()):
-        save_stage(found, stage, InputSizes(48, 300))
-    return found
+    return small_folder(tmp_path_factory.mktemp("egohmr"))
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,10 @@ def _run(options: argparse.Namespace) -> str:
             records.claim(options.out, _settings(options, asked))
             found = _ask_stages(options, asked, bodies)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = {name: body.score(asked, answers, scoring[name], f"scoring {name}") for name, answers in found.items()}
+    rows: dict[str, Any] = {}
+    if "stage 1" in found and options.samples > 1:  # the published program scores the most likely body alone
+        rows[body_report.MODE] = body.score(asked, [one.first() for one in found["stage 1"]], scoring["stage 1"], "scoring its mode")
+    rows |= {name: body.score(asked, answers, scoring[name], f"scoring {name}") for name, answers in found.items()}
     if options.protocol == "compat" and recorded:
         rows["results"] |= recorded
     train = opening.open_split(options, bodies, 1, options.train_split)

@@ -36,6 +36,10 @@ class Bodies:
     transl: np.ndarray
     transl_std: np.ndarray | None = None
 
+    def first(self) -> Bodies:
+        """The first of them alone."""
+        return Bodies(self.pose[:1], self.betas[:1], self.transl[:1], self.transl_std)
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -20,7 +20,8 @@ from vlm.evaluation.body import Asked, Bodies
 
 Scores = Mapping[str, Sums]
 UNITS = {"collision": "share of points", "contact": "share of bodies"}
-DIVERSITY = ("std", "APD")
+MODE = "stage 1, its mode"
+"""The row of stage 1's most likely bodies."""
 
 
 def mean_pose(train: EgoBody, count: int) -> list[Bodies]:
@@ -72,11 +73,11 @@ def facts(rows: Mapping[str, Scores], constant: Scores | None, clusters: Sequenc
             kept = [c for c, b in zip(clusters, both, strict=True) if b]
             add(f"{name}: spread hidden/visible", f"{name}, mean distance between two samples' hidden joints over that of visible ones",
                 ratio_of_means(scores["APD-invis"].total[both], scores["APD-vis"].total[both], kept))  # fmt: skip
-    if {"stage 1", "stage 2"} <= set(rows):
-        for name in rows["stage 2"]:
-            if "-invis (best" in name or name in ("collision", "MPJPE-vis", "PA-MPJPE"):
-                add(f"stage 2/stage 1: {name}", f"stage 2 over stage 1, {name}",
-                    _ratio(rows["stage 2"][name], rows["stage 1"][name], clusters))  # fmt: skip
+    for other in ("stage 1", MODE):
+        for name in rows.get("stage 2", {}) if other in rows else ():
+            wanted = "-invis (best" in name or name in ("collision", "MPJPE-vis", "MPJPE-invis", "PA-MPJPE")
+            if wanted and name in rows[other]:
+                add(f"stage 2/{other}: {name}", f"stage 2 over {other}, {name}", _ratio(rows["stage 2"][name], rows[other][name], clusters))
     return numbers, lines
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from pose_tools.body_models import load_smpl
 from pose_tools.egohmr.body import BODY_25, PosedBody, bodies_by_gender, keypoints_45, true_body
 from pose_tools.egohmr.camera import project_normalised
+from pose_tools.egohmr.folder import InputSizes, save_stage
 from pose_tools.egohmr.stage1 import Stage1, Stage1Config
 from pose_tools.egohmr.stage2 import Stage2, Stage2Config
 from pose_tools.simhand.encoder import Encoder
@@ -43,6 +47,25 @@ def small_stage2(std: float = 0.3) -> Stage2:
     )
     mean = torch.eye(3)[:, :2].reshape(-1).repeat(24)
     return Stage2(bodies(), mean, torch.full((144,), std), config, small_backbone()).eval()
+
+
+def small_folder(folder: Path) -> Path:
+    """A folder of both stages, random but for the translation: stage 1 puts every body about three metres away. The stand-in's body."""
+    torch.manual_seed(0)
+    sizes = {"scene_width": 8, "scene_hidden": 8}
+    config = Stage1Config(flow_hidden=16, flow_repetitions=2, discriminator_hidden=16, uncertainty=True, **sizes)
+    first = Stage1(load_smpl(), config, small_backbone())
+    with torch.no_grad():
+        first.flow.fc_head.init_cam.copy_(torch.tensor([0.9, 0.0, 0.0]))
+        for value in first.flow.fc_head.layers[-1].parameters():
+            value.zero_()
+    config_2 = Stage2Config(transl_hidden=8, transl_width=8, latent_width=16, gcn_width=16, gcn_blocks=1, betas_hidden=16, **sizes)
+    mean = torch.eye(3)[:, :2].reshape(-1).repeat(24)
+    mean[:6] = torch.tensor([1.0, 0, 0, -1, 0, 0])  # a body stands upright where the camera's y points down
+    second = Stage2(load_smpl(), mean, torch.full((144,), 0.3), config_2, small_backbone())
+    for stage in (first.eval(), second.eval()):
+        save_stage(folder, stage, InputSizes(48, 300))
+    return folder
 
 
 def invented_batch(count: int = 2, points: int = 300, seed: int = 0) -> dict:
