@@ -18,7 +18,19 @@ from pose_tools.tool_arguments import quote
 from pose_tools.tool_protocol import ToolError, ToolResult
 from pose_tools.types import Media
 from pose_tools.views import View
-from vlm.answers import CALL_CLOSE, CALL_OPEN, Answer, Paths, TextAnswer, ToolCallAnswer, TrajectoryAnswer, Unparsed, parse
+from vlm.answers import (
+    CALL_CLOSE,
+    CALL_OPEN,
+    Answer,
+    BoxAnswer,
+    NoneAnswer,
+    Paths,
+    TextAnswer,
+    ToolCallAnswer,
+    TrajectoryAnswer,
+    Unparsed,
+    parse,
+)
 from vlm.templates import STOP_STRINGS
 
 Messages = list[dict[str, Any]]
@@ -241,7 +253,8 @@ def _calls(answers: Sequence[Answer]) -> list[ToolCallAnswer | Unparsed]:
 
 
 def _as_parts(answers: Sequence[Answer], written: str) -> list[dict[str, Any]]:
-    """The assistant's turn as typed parts where it holds calls, words and paths only, else as it was written."""
+    """The assistant's turn as typed parts, so that what a path's tokens stand for goes along; as it was written where some of it has no
+    part."""
     parts: list[dict[str, Any]] = []
     for answer in answers:
         if isinstance(answer, ToolCallAnswer):
@@ -250,6 +263,10 @@ def _as_parts(answers: Sequence[Answer], written: str) -> list[dict[str, Any]]:
             parts.append(text(answer.text))
         elif isinstance(answer, TrajectoryAnswer):
             parts.append({"type": "trajectory", "points": answer.points})
+        elif isinstance(answer, BoxAnswer):
+            parts.append({"type": "box", "bbox_xyxy": list(answer.box.bbox_xyxy), "label": answer.box.label})
+        elif isinstance(answer, NoneAnswer):
+            parts.append({"type": "none"})
         else:
             return [text(written)]
     return parts

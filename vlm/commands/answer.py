@@ -1,4 +1,5 @@
-"""`answer --image PHOTO --ask "where is my left hand?"`: one question about one picture or clip of yours."""
+"""`answer --image PHOTO --ask "where is my left hand?"`: questions about one picture or clip of yours; several, and those of `--chat`, are
+asked with the answers before them."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     medium = result.add_mutually_exclusive_group(required=True)
     medium.add_argument("--image", type=Path, help="a photograph: JPEG, PNG, WebP …")
     medium.add_argument("--video", type=Path, help="a clip: MP4, MOV, MKV, WebM …; its last 2.5 seconds are looked at")
-    result.add_argument("--ask", required=True, help="the question, such as 'what am I holding in my right hand?'")
+    words = "the question, such as 'what am I holding in my right hand?'; again for one that follows, with the answers so far in mind"
+    result.add_argument("--ask", action="append", default=[], help=words)
+    result.add_argument("--chat", action="store_true", help="read further questions from the terminal, until an empty line")
     result.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder (default: the shipped small model)")
     result.add_argument("--tools", choices=("on", "off"), default="on", help="off: the pixels alone, no hand detector (default on)")
     result.add_argument("--futures", type=int, default=1, help=f"so many futures of a path, 1 to {MOST_FUTURES}; the first is the answer")
@@ -46,34 +49,52 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
+    if not options.ask and not options.chat:
+        raise CommandError("nothing is asked: give --ask 'where is my left hand?', or --chat")
     if not 1 <= options.futures <= MOST_FUTURES:
         raise CommandError(f"--futures is {options.futures}, expected 1 to {MOST_FUTURES}")
-    as_clip = options.draw is not None and options.draw.suffix.lower() in CLIP_SUFFIXES
-    if as_clip and options.video is None:
+    if options.draw is not None and options.draw.suffix.lower() in CLIP_SUFFIXES and options.video is None:
         raise CommandError(f"--draw {options.draw}: a picture's answer is drawn as a picture; name a .jpg or .png")
     medium = open_clip(options.video) if options.video else open_picture(options.image)
     medium = replace(medium, look=options.tools == "on")
     model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
-    turn = ask(model, processor, medium, options.ask, tools=options.tools == "on", futures=options.futures)
+    if options.chat or len(options.ask) > 1:
+        from vlm.commands.chat import converse
+
+        return converse(options, model, processor, medium)
+    turn = ask(model, processor, medium, options.ask[0], tools=options.tools == "on", futures=options.futures)
     print("\n".join([*(f"note: {note}" for note in medium.notes), *(describe(answer, medium) for answer in turn.answers)]))
     if options.json:
-        write_text(options.json, json.dumps(record_of(medium, options, turn), indent=1, ensure_ascii=False) + "\n")
-    if as_clip:
-        from pose_tools.video import write_video
-
-        write_video(options.draw, drawn_clip(medium, turn.answers), CLIP_FPS)
-    elif options.draw:
-        write_image(options.draw, drawn(medium, turn.answers))
+        record = about(medium, options) | said(medium, options.ask[0], turn)
+        write_text(options.json, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if options.draw:
+        draw(options.draw, medium, turn)
     return 0
 
 
-def record_of(medium: Medium, options: argparse.Namespace, turn: Turn) -> dict[str, Any]:
-    """What --json writes."""
+def draw(path: Path, medium: Medium, turn: Turn) -> None:
+    """The answers on the picture or the last frame; as .mp4 the clip with its path."""
+    if path.suffix.lower() in CLIP_SUFFIXES:
+        from pose_tools.video import write_video
+
+        write_video(path, drawn_clip(medium, turn.answers), CLIP_FPS)
+    else:
+        write_image(path, drawn(medium, turn.answers))
+
+
+def about(medium: Medium, options: argparse.Namespace) -> dict[str, Any]:
+    """What --json says about the picture or clip."""
     return {
         "video" if options.video else "image": str(options.video or options.image),
         "size": list(medium.size),
         **({"times": list(medium.times), "notes": list(medium.notes)} if medium.times is not None else {}),
-        "question": options.ask,
+    }
+
+
+def said(medium: Medium, question: str, turn: Turn) -> dict[str, Any]:
+    """What --json says about one question."""
+    return {
+        "question": question,
         "text": turn.text,
         "answers": [as_json(answer, medium) for answer in turn.answers],
         "trace": [{"kind": step.kind, "text": step.text, "seconds": round(step.seconds, 3)} for step in turn.trace],
