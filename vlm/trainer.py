@@ -19,6 +19,7 @@ from transformers.integrations import TensorBoardCallback
 from vlm import adapters
 from vlm.packing import Row
 from vlm.parts import frozen_modules, optimizer_groups
+from vlm.path_noise import SEED, PathNoise
 from vlm.run_folder import LOG_FILE, RunFolder, TrainingError
 
 POSITION_FILE = "position.json"
@@ -28,14 +29,16 @@ TRAINER_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state
 
 
 class Collator:
-    """Packed rows → what the model's forward takes."""
+    """Packed rows → what the model's forward takes; with `noise`, that of the path head's loss by each row's own seed."""
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, noise: PathNoise | None = None) -> None:
+        self.processor, self.noise = processor, noise
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         batch = dict(self.processor.collate_packed(rows))
         batch.pop("views")
+        if self.noise is not None and (drawn := self.noise.draw([row[SEED] for row in rows], batch["input_ids"])) is not None:
+            batch["noise"] = drawn
         return batch
 
 

@@ -29,6 +29,7 @@ from vlm.build import build
 from vlm.extend import extend
 from vlm.model import HandVLM
 from vlm.parts import apply_parts, embedding_prefix, format_plan, plan
+from vlm.path_noise import PathNoise
 from vlm.processor import HandVLMProcessor
 from vlm.run_folder import RESULT_FILE, SETTINGS_FILE, START, RunFolder, TrainingError, link_or_copy
 from vlm.trainer import POSITION_FILE, TRAINER_FILES, Collator, HandVLMTrainer
@@ -101,7 +102,7 @@ def _trainer(
     position: dict[str, Any],
 ) -> HandVLMTrainer:
     """Applies the freeze plan, writes it down, and makes the trainer."""
-    prefix = embedding_prefix(model)
+    prefix, noise = embedding_prefix(model), PathNoise.of(model)
     set_seed(settings.seed)  # fresh LoRA matrices do not depend on how many numbers loading has drawn, which ZeRO-3 changes
     model = choose_what_trains(model, settings, processor, base, zero3=_zero_stage(arguments) == 3)
     validation = None
@@ -119,7 +120,7 @@ def _trainer(
         position=position,
         model=model,
         args=arguments,
-        data_collator=Collator(processor),
+        data_collator=Collator(processor, noise),
         train_dataset=rows,
         eval_dataset=validation,
         processing_class=processor,

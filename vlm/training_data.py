@@ -21,6 +21,7 @@ from data.mixture import Mixture
 from data.sample import Sample, SampleError
 from vlm.answers import write
 from vlm.packing import IGNORED, Row
+from vlm.path_noise import SEED
 from vlm.settings import SettingsError
 
 
@@ -90,7 +91,7 @@ class TrainingRows(Dataset):
 
     def __getitem__(self, position: int) -> Row:
         samples, name, generator = self.draw(position)
-        return self.pack(samples, name, generator)
+        return self.pack(samples, name, generator) | {SEED: (self.seed, position)}
 
     def draw(self, position: int) -> tuple[list[Sample], str, np.random.Generator]:
         """The samples of row `position`, their data set, and the generator for the row's further choices."""
