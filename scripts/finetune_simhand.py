@@ -75,6 +75,8 @@ def make_task(settings: FinetuningSettings) -> FinetuningTask:
 
 
 def fit(settings: FinetuningSettings, check_only: bool) -> None:
+    if settings.training.micro_batch_size < 2:
+        raise TrainingError(f"micro_batch_size is {settings.training.micro_batch_size}: batch norm needs at least 2 hands at a time")
     task, model = make_task(settings), build(settings)
     if int(os.environ.get("RANK", 0)) == 0:
         output = Path(settings.training.output)
