@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,7 +27,7 @@ from data.hand_shards import HandShards, ShardError
 from pose_tools.image_io import ImageError
 from pose_tools.simhand.encoder import CheckpointError
 from pose_tools.simhand.hand_embedding import HandEmbeddingError, HandEncoder, load_hand_encoder
-from pose_tools.simhand.hand_index import HandIndex, HandIndexError
+from pose_tools.simhand.hand_index import HandIndex, HandIndexError, evened_directions
 from pose_tools.tool_protocol import BackendMissing
 
 BATCH = 256
@@ -58,7 +59,10 @@ def build(
     joints = shards.joints_3d
     poses = np.full((len(rows), 21, 3), np.nan, np.float32) if joints is None else joints[rows]
     names = [tuple(column[rows].tolist()) for column in (shards.hand_ids, shards.video_ids)]
-    return HandIndex(np.concatenate(vectors), poses, tuple(jpegs), names[0], names[1], encoder.fingerprint, source, licence)
+    raw = np.concatenate(vectors)
+    centre, directions = evened_directions(raw)
+    index = HandIndex(raw, centre, directions, poses, tuple(jpegs), names[0], names[1], encoder.fingerprint, source, licence)
+    return replace(index, vectors=index.project(raw))
 
 
 def encode_thumbnail(crop: np.ndarray, size: int, quality: int) -> bytes:
@@ -77,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--encoder", type=Path, help="checkpoint, or folder with encoder.safetensors and config.json (default: shipped)")
     parser.add_argument("--count", type=int, help="so many hands (default: all)")
     parser.add_argument("--least", type=float, default=0.6, help="confidence below which a hand is left out")
-    parser.add_argument("--thumbnail", type=int, default=80, help="pixels of a thumbnail's side")
+    parser.add_argument("--thumbnail", type=int, default=72, help="pixels of a thumbnail's side")
     parser.add_argument("--quality", type=int, default=80, help="of the thumbnails' JPEG")
     parser.add_argument("--source", help="what is in it, for people (default: the folder's name)")
     parser.add_argument("--licence", default="that of the pictures", help="of the thumbnails")

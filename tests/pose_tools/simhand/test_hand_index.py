@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pose_tools.simhand.hand_index import VARIABLE, HandIndexError, load_hand_index
+from pose_tools.simhand.hand_index import VARIABLE, HandIndexError, evened_directions, load_hand_index
 from pose_tools.tool_protocol import BackendMissing
 from tests.pose_tools.simhand.tiny_index import crops, tiny_encoder, tiny_index
 
@@ -38,21 +38,33 @@ def test_saved_is_read_and_finds_the_same(encoder, tmp_path, monkeypatch):
 def test_search_is_sorting_by_cosine(encoder):
     index, queries = tiny_index(encoder), encoder.embed(crops(4, seed=2))
     rows, cosines = index.search(queries, 4)
-    full = queries.astype(np.float64) @ index.vectors.T.astype(np.float64)
+    full = index.project(queries.astype(np.float64)) @ index.vectors.T.astype(np.float64)
     np.testing.assert_allclose(cosines, -np.sort(-full, axis=1)[:, :4], atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(full, rows, 1), cosines, atol=1e-6)
     for query, row, cosine in zip(queries, rows, cosines, strict=True):
         alone = index.search(query[None], 4)
         assert np.array_equal(alone[0][0], row) and np.array_equal(alone[1][0], cosine)
-    assert index.search(index.vectors, 1)[0].ravel().tolist() == list(range(6))
+    assert index.search(encoder.embed(crops(6)), 1)[0].ravel().tolist() == list(range(6))
 
 
 def test_ties_go_to_the_lower_row_and_more_than_there_are_is_all(encoder):
     one = crops(1)[0]
     index = tiny_index(encoder, pictures=[one] * 3)
-    rows, cosines = index.search(index.vectors[:1], 99)
+    rows, cosines = index.search(encoder.embed([one]), 99)
     assert rows.tolist() == [[0, 1, 2]] and cosines.shape == (1, 3)
     assert index.search(np.empty((0, encoder.width)), 2)[0].shape == (0, 2)
+
+
+def test_evened_directions_take_deviations_to_their_roots():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(500, 12)) * np.geomspace(4, 0.01, 12) @ np.linalg.qr(rng.normal(size=(12, 12)))[0] + 5
+    centre, directions = evened_directions(vectors, 6)
+    moved = (vectors - centre) @ directions
+    deviations = np.sqrt(np.linalg.eigvalsh(np.cov(vectors.T, bias=True))[::-1][:6])
+    np.testing.assert_allclose(moved.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.cov(moved.T, bias=True), np.diag(deviations), atol=1e-4)
+    assert evened_directions(vectors)[1].shape == (12, 12) and evened_directions(vectors[:3])[1].shape == (12, 2)
+    assert np.isfinite(evened_directions(vectors[:1])[1]).all()
 
 
 def test_indices_that_cannot_be_used(encoder, tmp_path):
@@ -62,7 +74,7 @@ def test_indices_that_cannot_be_used(encoder, tmp_path):
     with pytest.raises(HandIndexError, match=r"expected \(Q, 16\)"):
         index.search(np.zeros((1, 3)), 1)
     with pytest.raises(HandIndexError, match="count 0"):
-        index.search(index.vectors, 0)
+        index.search(encoder.embed(crops(1)), 0)
     with pytest.raises(BackendMissing, match="build_hand_index.py"):
         load_hand_index(file)
     index.save(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from pose_tools.simhand.encoder import Encoder, published_state_dict
 from pose_tools.simhand.hand_embedding import WEIGHTS, HandEncoder, load_hand_encoder, write_config
-from pose_tools.simhand.hand_index import HandIndex
+from pose_tools.simhand.hand_index import HandIndex, evened_directions
 from scripts.build_hand_index import encode_thumbnail
 
 
@@ -36,4 +37,6 @@ def tiny_index(encoder: HandEncoder, count: int = 6, pictures: list[np.ndarray] 
     joints[::3] = np.nan
     names = tuple(f"v{number // 2}-{number}" for number in range(len(pictures)))
     jpegs = tuple(encode_thumbnail(picture, 40, 90) for picture in pictures)
-    return HandIndex(encoder.embed(pictures), joints, jpegs, names, tuple(name[:2] for name in names), encoder.fingerprint, "noise", "none")
+    vectors, videos = encoder.embed(pictures), tuple(name[:2] for name in names)
+    index = HandIndex(vectors, *evened_directions(vectors), joints, jpegs, names, videos, encoder.fingerprint, "noise", "none")
+    return replace(index, vectors=index.project(vectors))
