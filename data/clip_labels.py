@@ -124,7 +124,7 @@ def label_window(window: Window, settings: LabelSettings, detector: Detector | N
     for hand, side in enumerate(SIDES):
         if side in tracks:
             boxes[:, hand] = tracks[side].bbox_xyxy
-    camera = register(frames[distinct - 1 :], boxes[distinct - 1 :])
+    camera = register(frames[distinct - 1 :], list(boxes[distinct - 1 :]))
     height, width = frames[0].shape[:2]
     points, known = future_points(boxes[distinct - 1 :], camera.homographies, (width, height))
     record = {
@@ -157,7 +157,7 @@ def future_points(boxes: np.ndarray, homographies: np.ndarray, size: tuple[int, 
     points = np.stack([move(middle, homography) for middle, homography in zip(middles, homographies, strict=True)], axis=1)
     reach = FAR * np.array(size, float)
     with np.errstate(invalid="ignore"):
-        known = ((points > -reach) & (points < np.array(size) + reach)).all(-1)
+        known: np.ndarray = np.all((points > -reach) & (points < np.array(size) + reach), axis=-1)
     return np.where(known[..., None], points, np.nan), known
 
 

@@ -28,7 +28,8 @@ class PathNoise:
     @classmethod
     def of(cls, model: Any) -> PathNoise | None:
         """What a HandVLM's head needs; None for one that draws nothing."""
-        settings, head = getattr(model.config, "trajectory", None), getattr(model, "trajectory_head", None)
+        settings: Any = getattr(model.config, "trajectory", None)
+        head = getattr(model, "trajectory_head", None)
         if hasattr(head, "encode"):
             shape: tuple[int, ...] = (2, settings["steps"], head.latent)
         elif getattr(head, "shared_latent", 0):

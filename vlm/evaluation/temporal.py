@@ -154,8 +154,8 @@ def _span_row(name: str, questions: Sequence[TemporalQuestion], replies: Replies
     ious, videos = span_scores(questions, replies), [question.video for question in questions]
     names = [span_of(replies[q.id], q.duration) is not None for q in questions]
     cells = {"n (videos)": f"{len(ious)} ({len(set(videos))})", "names a span": tables.share(names, videos, interval=False)}
-    cells |= {"mIoU": tables.share(ious, videos)}
-    cells |= {f"P@{overlap}": tables.share(ious >= overlap, videos) for overlap in OVERLAPS[:3]}
+    cells |= {"mIoU": tables.share(ious.tolist(), videos)}
+    cells |= {f"P@{overlap}": tables.share((ious >= overlap).tolist(), videos) for overlap in OVERLAPS[:3]}
     return _row(name, cells)
 
 
@@ -166,8 +166,8 @@ def _caption_row(name: str, questions: Sequence[TemporalQuestion], replies: Repl
     counts = [len(parse_dense_captions(replies[q.id].output, q.duration)) for q in questions]
     cells = {
         "videos": len(questions), "captions a video": f"{np.mean(counts):.1f} (true {np.mean([len(q.events) for q in questions]):.1f})",
-        "found": tables.share(scores.recall, scores.videos), "right": tables.share(scores.precision, scores.videos),
-        "F1": tables.Measure(f1), "CIDEr-D": tables.share(scores.cider, scores.videos),
+        "found": tables.share(scores.recall.tolist(), scores.videos), "right": tables.share(scores.precision.tolist(), scores.videos),
+        "F1": tables.Measure(f1), "CIDEr-D": tables.share(scores.cider.tolist(), scores.videos),
     }  # fmt: skip
     return _row(name, cells)
 
