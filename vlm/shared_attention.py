@@ -32,17 +32,21 @@ class SharedRows:
         rank[order] = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group[order]]
         self.groups, self.size = groups, int(counts.max())
         self.places = group * self.size + rank
+        self.in_place = bool((self.places == torch.arange(groups * self.size, device=group.device)[: len(group)]).all())
+        self.in_place &= len(group) == groups * self.size  # rows in the groups' order, groups of one size: nothing has to be moved
 
     def together(self, rows: Tensor) -> Tensor:
         """(B, H, L, D) → (G, H, size · L, D), zeros where a group has fewer rows."""
-        grid = rows.new_zeros(self.groups * self.size, *rows.shape[1:])
-        grid[self.places] = rows
-        grid = grid.unflatten(0, (self.groups, self.size)).transpose(1, 2)
-        return grid.flatten(2, 3)
+        grid = rows
+        if not self.in_place:
+            grid = rows.new_zeros(self.groups * self.size, *rows.shape[1:])
+            grid[self.places] = rows
+        return grid.unflatten(0, (self.groups, self.size)).transpose(1, 2).flatten(2, 3)
 
     def apart(self, grid: Tensor, length: int) -> Tensor:
         """(G, H, size · length, D) → (B, H, length, D)."""
-        return grid.unflatten(2, (self.size, length)).transpose(1, 2).flatten(0, 1)[self.places]
+        rows = grid.unflatten(2, (self.size, length)).transpose(1, 2).flatten(0, 1)
+        return rows if self.in_place else rows[self.places]
 
 
 class SharedLayer(DynamicLayer):
