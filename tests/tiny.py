@@ -101,6 +101,13 @@ CLIP_KINDS = {
         "clip": {"slow_frames": 1, "slow": "last", "pool": 1},
         "trajectory": {"head": "path", "steps": 4, "rate": 4.0, "observed": "track"},
     },
+    "parts": {
+        "clip": {"slow_frames": 1, "slow": "last", "pool": 1},
+        "trajectory": {
+            "head": "path", "steps": 4, "rate": 4.0, "observed": "track", "observed_code": "handsonvlm", "position_code": "fourier",
+            "options": {"hidden": 16, "anchor": True, "shared_latent": 8, "spread_by": "path", "velocity_weight": 1.0},
+        },
+    },  # fmt: skip
     "mlp": {"clip": {"slow_frames": 1}, "trajectory": {"head": "mlp", "steps": 3, "rate": 2.0, "options": {"hidden": 16}}},
 }
 """Kinds of models that read clips and write paths."""

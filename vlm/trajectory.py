@@ -7,14 +7,16 @@ Points are fractions of the picture's sides. `compat="handsonvlm"` computes what
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from vlm.trajectory_path import PathHead
+from vlm.trajectory_terms import check_states, checked, mean_of_valid
+
 HandLayout = Literal["left_right", "right_left_interleaved"]
 RIGHT_LEFT_INTERLEAVED: HandLayout = "right_left_interleaved"
-COMPAT = (None, "handsonvlm", "handsonvlm_fp32")
 PUBLISHED_Z_SCALE = 2.0
 
 
@@ -87,7 +89,7 @@ class CVAEHead(nn.Module):
 
         Returns scalars `total`, `traj`, `kl` (both weighted), and `points` (B, 2, T, 2), `mu`, `logvar` (B, 2, T, latent).
         """
-        target, valid = _checked(states, self.width, target, valid, compat)
+        target, valid = checked(states, self.width, target, valid, compat)
         if compat == "handsonvlm":
             states = states.to(torch.bfloat16)
         mu, logvar = self.encode(states, target)
@@ -98,7 +100,7 @@ class CVAEHead(nn.Module):
         if compat:
             traj, kl = (square * valid).sum(), kl.sum() * valid.any(-1).sum()
         else:
-            traj, kl = (_mean_of_valid(values, valid, num_items_in_batch) for values in (square, kl))
+            traj, kl = (mean_of_valid(values, valid, num_items_in_batch) for values in (square, kl))
         traj, kl = self.traj_weight * traj, self.kl_weight * kl
         return {"total": traj + kl, "traj": traj, "kl": kl, "points": points, "mu": mu, "logvar": logvar}
 
@@ -108,7 +110,7 @@ class CVAEHead(nn.Module):
         `noise` (B, 2, T, latent), standard normal, is z; without it z is 0, the most likely path. `compat="handsonvlm"` doubles
         the noise, and draws it where none is given.
         """
-        _check_states(states, self.width, compat)
+        check_states(states, self.width, compat)
         shape = (*states.shape[:-1], self.latent)
         if noise is not None:
             z = self._noise(noise, states.new_empty(shape))
@@ -158,118 +160,17 @@ class MLPHead(nn.Module):
         The published loss is of the same form (its own training call crashes), with all steps of a hand valid together.
         Returns scalars `total`, `traj`, and `points` (B, 2, T, 2).
         """
-        target, valid = _checked(states, self.width, target, valid, compat)
+        target, valid = checked(states, self.width, target, valid, compat)
         points = self.predict(states)
         square = (points.float() - target).square().sum(-1)
-        traj = self.traj_weight * _mean_of_valid(square, valid, num_items_in_batch)
+        traj = self.traj_weight * mean_of_valid(square, valid, num_items_in_batch)
         return {"total": traj, "traj": traj, "points": points}
 
     def predict(self, states: Tensor, noise: Tensor | None = None, compat: str | None = None) -> Tensor:
         """Points (B, 2, T, 2) for states (B, 2, T, width), hands left, right; `noise` is not used."""
-        _check_states(states, self.width, compat)
+        check_states(states, self.width, compat)
         return self.mlp(states.to(self.mlp[0].weight.dtype))
-
-
-class PathHead(nn.Module):
-    """Where a hand is at a step, how sure that is, and whether there is such a hand: ours, the default of new models.
-
-    One state gives the mean point, its standard deviation along x and y, and the odds of the hand being there. Sampled futures move
-    every step of a hand's path by the same multiple of its deviations, so that a path stays smooth.
-    """
-
-    latent = 2
-
-    def __init__(
-        self, width: int, hidden: int = 256, traj_weight: float = 1.0, spread_weight: float = 0.05, presence_weight: float = 0.1
-    ) -> None:
-        """`width`: channels of a hand's state. The weights are of the terms in the loss."""
-        super().__init__()
-        self.width, self.traj_weight, self.spread_weight, self.presence_weight = width, traj_weight, spread_weight, presence_weight
-        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 5))
-
-    def loss(
-        self,
-        states: Tensor,
-        target: Tensor,
-        valid: Tensor,
-        noise: Tensor | None = None,
-        compat: str | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> dict[str, Tensor]:
-        """Distance to the point per valid hand-step, the deviations' negative log-likelihood (the points held fixed), and the
-        cross-entropy of presence; arguments as for `CVAEHead.loss`, `noise` is not used.
-
-        Returns scalars `total`, `traj`, `spread`, `presence`, and `points` (B, 2, T, 2).
-        """
-        target, valid = _checked(states, self.width, target, valid, compat)
-        points, log_spread, odds = self._outputs(states)
-        difference = points - target
-        distance = (difference.square().sum(-1) + 1e-8).sqrt()
-        likelihood = (0.5 * difference.detach().square() * (-2 * log_spread).exp() + log_spread).sum(-1)
-        there = nn.functional.binary_cross_entropy_with_logits(odds, valid.to(odds), reduction="none")
-        # Presence is learnt from every hand-step; it is divided by the valid ones so that one count serves all terms.
-        terms = {
-            "traj": self.traj_weight * _mean_of_valid(distance, valid, num_items_in_batch),
-            "spread": self.spread_weight * _mean_of_valid(likelihood, valid, num_items_in_batch),
-            "presence": self.presence_weight * _mean_of_valid(there, torch.ones_like(valid), _count(valid, num_items_in_batch)),
-        }
-        return {"total": sum(terms.values(), torch.zeros((), device=states.device)), **terms, "points": points}
-
-    def predict(self, states: Tensor, noise: Tensor | None = None, compat: str | None = None) -> Tensor:
-        """Points (B, 2, T, 2) for states (B, 2, T, width), hands left, right: the mean, or with `noise` (B, 2, 1 or T, 2), standard normal,
-        the mean moved by so many deviations."""
-        _check_states(states, self.width, compat)
-        points, log_spread, _ = self._outputs(states)
-        return points if noise is None else points + noise.to(points) * log_spread.exp()
-
-    def spread(self, states: Tensor) -> Tensor:
-        """Standard deviations (B, 2, T, 2) along x and y."""
-        return self._outputs(states)[1].exp()
-
-    def presence(self, states: Tensor) -> Tensor:
-        """Probability (B, 2, T) that the hand is in the picture at that step."""
-        return self._outputs(states)[2].sigmoid()
-
-    def _outputs(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        out = self.layers(states.to(self.layers[0].weight.dtype)).float()
-        return out[..., :2] + 0.5, out[..., 2:4].clamp(-6, 2) - 2, out[..., 4]
 
 
 Head = CVAEHead | MLPHead | PathHead
 HEADS: dict[str, type[Head]] = {"cvae": CVAEHead, "mlp": MLPHead, "path": PathHead}
-
-
-def _count(valid: Tensor, count: Tensor | int | None) -> Tensor | int:
-    return valid.sum() if count is None else count
-
-
-def _check_states(states: Tensor, width: int, compat: str | None) -> None:
-    if compat not in COMPAT:
-        raise ValueError(f"compat is {compat!r}, expected None, 'handsonvlm' or 'handsonvlm_fp32'")
-    if states.dim() != 4 or states.shape[1] != 2 or states.shape[-1] != width:
-        raise ValueError(f"expected states (B, 2, T, {width}), hands left, right, got {tuple(states.shape)}")
-
-
-def _checked(states: Tensor, width: int, target: Tensor, valid: Tensor, compat: str | None) -> tuple[Tensor, Tensor]:
-    """`target` in float32, zero where it does not count, and `valid` (B, 2, T) bool."""
-    _check_states(states, width, compat)
-    if target.shape != (*states.shape[:-1], 2):
-        raise ValueError(f"expected a target {(*states.shape[:-1], 2)} for states {tuple(states.shape)}, got {tuple(target.shape)}")
-    if tuple(valid.shape) not in (tuple(states.shape[:2]), tuple(states.shape[:3])):
-        raise ValueError(f"expected valid {tuple(states.shape[:3])} or {tuple(states.shape[:2])}, got {tuple(valid.shape)}")
-    valid = valid.to(states.device) > 0
-    if valid.dim() == 2:
-        valid = valid.unsqueeze(-1).expand(states.shape[:3])
-    elif compat:
-        valid = valid.any(-1, keepdim=True).expand_as(valid)
-    target = target.to(states.device, torch.float32)
-    if not bool(torch.isfinite(target[valid]).all()):
-        raise ValueError("a valid step has a target that is not a finite number; mark it as not valid in its label")
-    # The published encoder sees the placeholders of missing hands; only what is no number must not get into the sums.
-    return (target.nan_to_num() if compat else torch.where(valid.unsqueeze(-1), target, 0.0)), valid
-
-
-def _mean_of_valid(values: Tensor, valid: Tensor, count: Tensor | int | None) -> Tensor:
-    """Zero, but with a gradient, where nothing is valid: data-parallel engines wait for every parameter."""
-    divisor = torch.as_tensor(_count(valid, count), device=values.device)
-    return (values * valid).sum() / cast(Tensor, divisor).clamp(min=1)

@@ -15,7 +15,7 @@ from vlm.trajectory import PathHead
 from vlm.trajectory_observed import describe, hand_inputs, observed_hands
 
 KINDS = sorted(CLIP_KINDS)
-NO_NOISE, PER_PATH = ("path", "observed", "mlp"), ("path", "observed")
+NO_NOISE, PER_PATH = ("path", "observed", "mlp"), ("path", "observed", "parts")
 RNG = np.random.default_rng(3)
 FRAMES = [RNG.integers(0, 255, (60, 90, 3), dtype=np.uint8) for _ in range(5)]
 
@@ -190,9 +190,30 @@ def test_decoded_points_are_those_of_one_teacher_forced_pass(kind):
                   output_hidden_states=True, **inputs)  # fmt: skip
     states = whole.hidden_states[-1][:, -steps - 1 : -1]
     observed = observed_hands(batch["input_ids"], batch["pose_tokens"], model.config)
-    hands, origin = hand_inputs(states, model.config.trajectory.get("hand_layout", "left_right"), observed)
+    settings = model.config.trajectory
+    hands, origin = hand_inputs(states, settings.get("hand_layout", "left_right"), observed, settings.get("observed_code", "fourier"))
     again = origin + model.trajectory_head.predict(hands, None if noise is None else noise[:, 0], model.config.trajectory.get("compat"))
     torch.testing.assert_close(again, points, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fed back", "parts"])
+def test_futures_side_by_side_are_futures_one_by_one(kind, monkeypatch):
+    model, processor = tiny_clips(kind)
+    batch, script = processor([clip([0, 1, 2]), clip([3], "and now?")]), [20, "p", "p", 21, "p", "p"]
+    noise = 20 * torch.randn(2, 5, 2, 4, 8, generator=torch.Generator().manual_seed(1))  # fresh heads hardly listen to it
+    together = written(model, batch, script, noise=noise, num_trajectories=5)
+    monkeypatch.setattr("vlm.trajectory_decoding._side_by_side", lambda model: False)
+    apart = written(model, batch, script, noise=noise, num_trajectories=5)
+    torch.testing.assert_close(together.trajectories, apart.trajectories, atol=1e-5, rtol=1e-4)
+    assert float((together.trajectories[:, 1:] - together.trajectories[:, :1]).abs().max()) > 1e-3
+
+
+def test_pictures_are_encoded_alike_few_or_many_at_a_time():
+    model, _ = tiny_clips()
+    pictures = torch.randn(11, 3, model.config.image_size, model.config.image_size)
+    with torch.no_grad():
+        few = model.model.picture_features(pictures)
+    torch.testing.assert_close(few, model.model.picture_features(pictures).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_beams_samples_and_several_returned_rows_have_their_paths():

@@ -1,0 +1,237 @@
+"""Which parts of the path head are worth having: heads trained on the same kept states, each with one part left out.
+
+    python scripts/make_synthetic.py clips --out cache/head_clips --count 1200 --seed 11 --split train
+    python scripts/ablate_trajectory_head.py --train cache/head_clips/train --test cache/clips/test --out runs/head_ablation
+
+The language model answers every question about both folders once; its states behind the path tokens are kept
+(`vlm.evaluation.path_states`). The training clips should be none that it was trained on, whose goals it knows too well. Then heads alone
+are trained, with equal steps and several seeds, and scored strictly; what is there is not done again. Ends with the table `table.md`:
+differences to the full head on the same hands, seeds averaged, 95 % intervals over videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.sample import SampleError
+from data.tracks import cached_tracks
+from pose_tools.files import atomic_path, write_text
+from vlm.commands.console import DEFAULT_MODEL, CommandError, run
+from vlm.commands.loading import load_model
+from vlm.evaluation.path_states import PathStates, path_states
+from vlm.evaluation.tables import into_card, markdown_table
+from vlm.evaluation.trajectory import ClipQuestion, read_clip_questions, select_clips
+from vlm.evaluation.trajectory_baselines import penalties
+from vlm.evaluation.trajectory_scoring import path_errors, unit_scale
+from vlm.evaluation.trajectory_tables import difference_cell
+from vlm.trajectory import HEADS, Head
+from vlm.trajectory_observed import hand_inputs
+
+FUTURES = 20
+FULL: dict[str, Any] = {"anchor": True, "shared_latent": 8, "velocity_weight": 0.5, "direction_weight": 0.05}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A head of HEADS, its options, how it is told the last seen place, and whether it is told the past at all."""
+
+    title: str
+    head: str = "path"
+    options: dict[str, Any] = field(default_factory=lambda: dict(FULL))
+    code: str = "fourier"
+    past: bool = True
+
+
+VARIANTS = {
+    "full": Variant("full"),
+    "published_code": Variant("last place in the published code", code="handsonvlm"),
+    "no_code": Variant("last place as coordinates alone", code="none"),
+    "no_latent": Variant("no shared latent", options=FULL | {"shared_latent": 0}),
+    "no_velocity": Variant("no velocity term", options=FULL | {"velocity_weight": 0.0}),
+    "no_direction": Variant("no direction term", options=FULL | {"direction_weight": 0.0}),
+    "no_anchor": Variant("no anchor", options=FULL | {"anchor": False}),
+    "path_spread": Variant("one deviation for a path", options=FULL | {"spread_by": "path"}),
+    "plain": Variant("none but the code and deviations by step", options={}),
+    "cvae": Variant("published CVAE, told the past", "cvae", {}),
+    "mlp": Variant("published MLP, told the past", "mlp", {}),
+    "cvae_blind": Variant("published CVAE, the state alone", "cvae", {}, past=False),
+}
+MEASURES = {"ade": "ADE", "fde": "FDE", "wde": "WDE", "best": f"best of {FUTURES}", "joint": "best for both hands", "nll": "NLL"}
+
+
+def inputs(data: PathStates, variant: Variant) -> tuple[Tensor, Tensor | float]:
+    """What the variant's head reads, (N, 2, T, width), and what is added to its points."""
+    return hand_inputs(data.states, "left_right", data.observed if variant.past else None, variant.code)
+
+
+def fit(variant: Variant, data: PathStates, seed: int, steps: int, batch_size: int = 128, lr: float = 2e-3) -> Head:
+    """A head trained from the beginning on the answered questions of `data`."""
+    torch.manual_seed(seed)
+    read, origin = inputs(data, variant)
+    target, rows = data.target - origin, data.answered.nonzero().flatten()
+    head = HEADS[variant.head](read.shape[-1], **variant.options)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        chosen = rows[torch.randint(len(rows), (batch_size,))]
+        loss = head.loss(read[chosen], target[chosen], data.valid[chosen])["total"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return head.eval()
+
+
+@torch.no_grad()
+def score(variant: Variant, head: Head, data: PathStates, questions: Sequence[ClipQuestion]) -> dict[str, np.ndarray]:
+    """Errors in 256-px units, (N, 2) by name, NaN where a hand does not count: `ade`, `fde`, `wde`, `best` of FUTURES futures; `nll` per
+    coordinate in nats where the head tells deviations; `joint` (N,) the best future for both hands together; `inside` one deviation."""
+    read, origin = inputs(data, variant)
+    points = head.predict(read).float() + origin
+    latent = getattr(head, "latent", 0)
+    drawn: list[Tensor] = []
+    if latent:
+        steps = read.shape[2] if variant.head == "cvae" else 1
+        noise = torch.randn(FUTURES, len(read), 2, steps, latent, generator=torch.Generator().manual_seed(0))
+        noise[0] = 0
+        drawn = [head.predict(read, one).float() + origin for one in noise]
+    futures = torch.stack(drawn, 1) if drawn else None
+    spread = head.spread(read) if hasattr(head, "spread") else None
+    replies = {
+        question.id: data.reply(n, points[n], None if futures is None else futures[n], None if spread is None else spread[n])
+        for n, question in enumerate(questions)
+    }
+    errors = path_errors(questions, replies, penalties(questions))
+    found = {"ade": errors.ade, "fde": errors.fde, "wde": errors.wde}
+    if futures is not None:
+        found |= {"best": errors.min_ade, "joint": _best_together(questions, replies)}
+    if spread is not None:
+        found |= _likelihood(questions, replies)
+    return found
+
+
+def _best_together(questions: Sequence[ClipQuestion], replies: dict) -> np.ndarray:
+    """(N,) mean distance over all valid steps of both hands, of the future where it is least; NaN without an answer or a valid step."""
+    found = np.full(len(questions), np.nan)
+    for n, question in enumerate(questions):
+        futures = replies[question.id].futures
+        if futures is not None and question.valid.any():
+            apart = np.linalg.norm(futures - question.future, axis=-1)[:, question.valid]
+            found[n] = apart.mean(1).min() * 256 / question.size[0]
+    return found
+
+
+def _likelihood(questions: Sequence[ClipQuestion], replies: dict) -> dict[str, np.ndarray]:
+    nll, inside = np.full((len(questions), 2), np.nan), np.full((len(questions), 2), np.nan)
+    for n, question in enumerate(questions):
+        reply = replies[question.id]
+        for hand in np.flatnonzero(question.valid.any(1)) if reply.points is not None else ():
+            steps = question.valid[hand]
+            scale = unit_scale(question.size, "256 px")
+            apart = ((reply.points - question.future)[hand][steps] * scale).astype(float)
+            sigma = reply.spread[hand][steps] * scale[0]
+            each = 0.5 * (apart / sigma[:, None]) ** 2 + np.log(sigma)[:, None] + 0.5 * math.log(2 * math.pi)
+            nll[n, hand], inside[n, hand] = each.mean(), (np.linalg.norm(apart, axis=-1) < sigma).mean()
+    return {"nll": nll, "inside": inside}
+
+
+def ablate(
+    train: PathStates, test: PathStates, questions: Sequence[ClipQuestion], out: Path, names: Sequence[str], seeds: int, steps: int
+) -> None:
+    """A file of errors per variant and seed."""
+    wanted = [(seed, name) for seed in range(seeds) for name in names if not _file(out, name, seed, steps).is_file()]
+    for seed, name in tqdm(wanted, desc="heads", mininterval=5):
+        head = fit(VARIANTS[name], train, seed, steps)
+        with atomic_path(_file(out, name, seed, steps)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **score(VARIANTS[name], head, test, questions))
+
+
+def _file(out: Path, name: str, seed: int, steps: int) -> Path:
+    return out / "heads" / f"{name}-{seed}-{steps}.npz"
+
+
+def table(questions: Sequence[ClipQuestion], out: Path, names: Sequence[str], seeds: int, steps: int) -> str:
+    """Markdown: every variant's means, and its differences to the first one."""
+    means = {name: _mean_errors(out, name, seeds, steps) for name in names}
+    first = means[names[0]]
+    rows = []
+    for name, errors in means.items():
+        cells = [f"{np.nanmean(errors[key]):.2f}" if key in errors else "–" for key in [*MEASURES, "inside"]]
+        rows.append([VARIANTS[name].title, *cells])
+    differences = []
+    for name in names[1:]:
+        cells = [_difference(means[name][key], first[key], questions) if key in means[name] else "–" for key in MEASURES]
+        differences.append([VARIANTS[name].title, *cells])
+    return "\n".join([
+        markdown_table(["head", *MEASURES.values(), "inside"], rows),
+        f"Less the {VARIANTS[names[0]].title} head, on the same hands (positive: what is left out helps):", "",
+        markdown_table(["head", *MEASURES.values()], differences),
+    ])  # fmt: skip
+
+
+def _mean_errors(out: Path, name: str, seeds: int, steps: int) -> dict[str, np.ndarray]:
+    found = [np.load(_file(out, name, seed, steps)) for seed in range(seeds)]
+    return {key: np.mean([one[key] for one in found], 0) for key in found[0].files}
+
+
+def _difference(a: np.ndarray, b: np.ndarray, questions: Sequence[ClipQuestion]) -> str:
+    a, b = a.reshape(len(questions), -1), b.reshape(len(questions), -1)
+    counted = np.isfinite(a) & np.isfinite(b)
+    return difference_cell(a[counted], b[counted], [q.cluster for q, hands in zip(questions, counted) for hand in hands if hand])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status; CommandError for what cannot be done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, required=True, help="clips that the model was not trained on, for the heads to learn from")
+    parser.add_argument("--test", type=Path, required=True, help="clips to judge the heads on")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="whose states (default: the shipped small model)")
+    parser.add_argument("--out", type=Path, required=True, help="states, errors and the table; the same folder goes on where it stopped")
+    parser.add_argument("--train-clips", type=int, help="at most so many training clips")
+    parser.add_argument("--test-clips", type=int, help="at most so many clips to judge on")
+    parser.add_argument("--heads", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="the others are compared with the first")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=400, help="of each head's training (default 400)")
+    parser.add_argument("--card", type=Path, help="a document: the table goes between its markers <!-- evaluate:path-head -->")
+    options = parser.parse_args(arguments)
+    loaded: list[Any] = []
+    found = []
+    for folder, clips, split in ((options.train, options.train_clips, "train"), (options.test, options.test_clips, "test")):
+        try:
+            questions = select_clips(read_clip_questions(folder, split=split), clips)
+            tracks = cached_tracks(folder, [(q.start, [Path(frame) for frame in q.frames]) for q in questions])
+            loaded = loaded or list(load_model(options.model))
+            kept = options.out / f"states_{split}_{clips or 'all'}"
+            found.append((questions, path_states(*loaded, questions, lambda q, tracks=tracks: tracks[q.start], kept)))
+        except (SampleError, ValueError) as error:
+            raise CommandError(str(error)) from error
+    (asked, train), (questions, test) = found
+    ablate(train, test, questions, options.out, options.heads, options.seeds, options.steps)
+    about = (
+        f"{int(train.answered.sum())} answers about `{options.train}` to learn from, {len(questions)} about `{options.test}` "
+        f"({int((~test.answered).sum())} without a path) to judge; {options.seeds} seeds, {options.steps} steps."
+    )
+    text = about + "\n\n" + table(questions, options.out, options.heads, options.seeds, options.steps)
+    write_text(options.out / "table.md", text + "\n")
+    print(text)
+    if options.card:
+        into_card(options.card, "path-head", text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
