@@ -60,9 +60,7 @@ def describe(
     for side, one in hands.items():
         records[side] = None
         if one is not None:
-            rows, cosines = index.search(vectors[side][None], count)
-            similar = [_similar(index, int(row), float(cosine), side) for row, cosine in zip(rows[0], cosines[0], strict=True)]
-            records[side] = embed_hand_tool.record(one) | {"similar": similar}
+            records[side] = embed_hand_tool.record(one) | {"similar": similar_hands(index, vectors[side], count, side)}
     data = {
         "image": image, "image_size": [picture.shape[1], picture.shape[0]], "encoder": encoder.fingerprint,
         "index": {"hands": len(index), "source": index.source, "licence": index.licence}, "hands": records,
@@ -71,14 +69,24 @@ def describe(
     return ToolResult(data=data, text=_text(records), confidence=min(scores, default=None))
 
 
-def _similar(index: HandIndex, row: int, cosine: float, side: Side) -> dict[str, Any]:
-    """A row of the index; its pose is told for a hand of `side` (the index holds right hands)."""
+def similar_hands(index: HandIndex, vector: np.ndarray, count: int, side: Side) -> list[dict[str, Any]]:
+    """The rows of the index most like an encoder's vector (W,); poses are told for a hand of `side` (the index holds right hands)."""
+    rows, cosines = index.search(vector[None], count)
+    return [
+        {"row": int(row), "hand_id": index.hand_ids[row], "video_id": index.video_ids[row], "similarity": round(float(cosine), 4),
+         "pose": pose_words(index.joints_3d[row], side)}
+        for row, cosine in zip(rows[0], cosines[0], strict=True)
+    ]  # fmt: skip
+
+
+def pose_words(joints: np.ndarray, side: Side) -> dict[str, str] | None:
+    """Palm and fingers of a right hand's joints (21, 3), as a hand of `side` would hold them; None where joints are not known."""
     from pose_tools.hand_pose_tool import finger_bends, palm_direction
 
-    known = {"row": row, "hand_id": index.hand_ids[row], "video_id": index.video_ids[row], "similarity": round(cosine, 4)}
-    joints = index.joints_3d[row] * np.array([1 if side == "right" else -1, 1, 1], np.float32)
-    pose = {"palm": palm_direction(joints, side)} | finger_bends(joints) if np.isfinite(joints).all() else None
-    return known | {"pose": pose}
+    if not np.isfinite(joints).all():
+        return None
+    joints = joints * np.array([1 if side == "right" else -1, 1, 1], np.float32)
+    return {"palm": palm_direction(joints, side)} | finger_bends(joints)
 
 
 def vote(similar: list[dict[str, Any]]) -> dict[str, str]:

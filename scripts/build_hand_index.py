@@ -5,7 +5,9 @@
     python scripts/build_hand_index.py shards --encoder resnet50_simhand.pth --out my_hands.safetensors      (of extract_hands.py)
     HANDVLM_HAND_INDEX=my_hands.safetensors HANDVLM_HAND_ENCODER=resnet50_simhand.pth ...                      uses it
 
-Hands are drawn by the seed, as evenly from all videos as they last; poses are told where the shards have 3-D labels.
+Hands are drawn by the seed, as evenly from all videos as they last; poses are told where the shards have 3-D labels. With `--judge` other
+labelled shards (of other videos) say what the found hands are worth: the most similar one beside a random one of the index, and what the
+tool's words (by vote of five) are right in beside the most frequent word.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +28,11 @@ from tqdm import tqdm
 
 from data.hand_shards import HandShards, ShardError
 from pose_tools.image_io import ImageError
+from pose_tools.metrics import mpjpe, pa_mpjpe
 from pose_tools.simhand.encoder import CheckpointError
 from pose_tools.simhand.hand_embedding import HandEmbeddingError, HandEncoder, load_hand_encoder
 from pose_tools.simhand.hand_index import HandIndex, HandIndexError, evened_directions
+from pose_tools.similar_hands_tool import pose_words, similar_hands, vote
 from pose_tools.tool_protocol import BackendMissing
 
 BATCH = 256
@@ -73,6 +78,29 @@ def encode_thumbnail(crop: np.ndarray, size: int, quality: int) -> bytes:
     return stream.getvalue()
 
 
+def judge(index: HandIndex, encoder: HandEncoder, shards: HandShards, rows: np.ndarray, seed: int) -> str:
+    """A table for the card."""
+    joints = shards.joints_3d
+    if joints is None or not np.isfinite(joints[rows]).all() or not np.isfinite(index.joints_3d).all():
+        raise HandIndexError(f"{shards.folder}: an index is judged by 3-D joints, which it and the hands to judge it by must have")
+    truth, queries = joints[rows], encoder.embed([shards.image(int(row)) for row in rows])
+    guess = np.random.default_rng(seed).integers(len(index), size=len(rows))
+    found = index.joints_3d[index.search(queries, 1)[0][:, 0]], index.joints_3d[guess]
+    lines = [f"{len(rows)} hands of {len(set(shards.video_ids[rows]))} videos.", "", "| | most similar | random |", "|---|---|---|"]
+    for name, errors in (("PA-MPJPE, mm", [pa_mpjpe(one, truth) for one in found]),
+                         ("MPJPE from the wrist, mm", [mpjpe(one, truth, root=0) for one in found])):  # fmt: skip
+        lines.append(f"| {name} | {errors[0].mean() * 1000:.2f} | {errors[1].mean() * 1000:.2f} |")
+    words = [pose_words(one, "right") or {} for one in truth]
+    told = [vote(similar_hands(index, query, 5, "right")) for query in queries]
+    lines += ["", "| word | right | most frequent word |", "|---|---|---|"]
+    for part in words[0]:
+        frequent = Counter((pose_words(one, "right") or {})[part] for one in index.joints_3d).most_common(1)[0][0]
+        right, constant = (np.mean([answer == word[part] for answer, word in zip(answers, words, strict=True)])
+                           for answers in ([one[part] for one in told], [frequent] * len(words)))  # fmt: skip
+        lines.append(f"| {part} | {right:.3f} | {constant:.3f} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,6 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quality", type=int, default=80, help="of the thumbnails' JPEG")
     parser.add_argument("--source", help="what is in it, for people (default: the folder's name)")
     parser.add_argument("--licence", default="that of the pictures", help="of the thumbnails")
+    parser.add_argument("--judge", type=Path, help="labelled shards to judge the index by")
+    parser.add_argument("--judges", type=int, default=1000, help="so many of their hands")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if (options.count is not None and options.count < 1) or not 16 <= options.thumbnail <= 512 or not 1 <= options.quality <= 95:
@@ -99,12 +129,18 @@ def main(arguments: list[str] | None = None) -> int:
             source=options.source or options.shards.resolve().name, licence=options.licence,
         )  # fmt: skip
         index.save(options.out)
+        scores = None
+        if options.judge:
+            others = HandShards(options.judge)
+            scores = judge(index, encoder, others, choose(others, options.judges, options.least, options.seed), options.seed)
     except (ShardError, BackendMissing, CheckpointError, HandEmbeddingError, HandIndexError, ImageError, OSError) as error:
         print(f"build_hand_index: {error}", file=sys.stderr)
         return 1
     videos, poses = len(set(index.video_ids)), int(np.isfinite(index.joints_3d).all((1, 2)).sum())
     size = options.out.stat().st_size / 1e6
     print(f"{options.out}: {len(index)} of {len(shards)} hands, {videos} videos, {poses} with poses, {size:.2f} MB")
+    if scores:
+        print(f"\n{scores}")
     return 0
 
 

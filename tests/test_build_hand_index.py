@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -33,6 +34,22 @@ def shards(tmp_path):
     return folder
 
 
+@pytest.fixture
+def labelled(tmp_path):
+    """Two videos of three hands with their own poses."""
+    folder, rng = tmp_path / "labelled", np.random.default_rng(0)
+    for number in range(2):
+        box, points = np.array([4, 4, 36, 36], np.float32), np.full((21, 2), 20, np.float32)
+        hands = [
+            ShardHand(f"v{number}-{frame}", f"v{number}", frame, "right", 0.9, box, box, image, points,
+                      rng.normal(size=(21, 3)).astype(np.float32) * 0.05, np.eye(3, dtype=np.float32))
+            for frame, image in enumerate(crops(3, seed=10 + number))
+        ]  # fmt: skip
+        write_unit(folder, f"v{number}", hands, {})
+    write_index(folder, ["v0", "v1"])
+    return folder
+
+
 def test_an_index_finds_its_own_hands(shards, tmp_path, capsys):
     tiny_encoder(tmp_path / "encoder")
     command = [str(shards), "--encoder", str(tmp_path / "encoder"), "--out", str(tmp_path / "a.safetensors"), "--least=0", "--thumbnail=40"]
@@ -44,6 +61,15 @@ def test_an_index_finds_its_own_hands(shards, tmp_path, capsys):
     assert np.abs(index.thumbnail(3).astype(int) - hands.image(3)).mean() < 12
     first = (tmp_path / "a.safetensors").read_bytes()
     assert main(command) == 0 and (tmp_path / "a.safetensors").read_bytes() == first
+
+
+def test_an_index_judged_by_its_own_hands_is_right(labelled, tmp_path, capsys):
+    tiny_encoder(tmp_path / "encoder")
+    command = [str(labelled), "--encoder", str(tmp_path / "encoder"), "--out", str(tmp_path / "a.safetensors"), "--least=0"]
+    assert main([*command, "--judge", str(labelled)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 hands of 2 videos." in printed and "| PA-MPJPE, mm | 0.0" in printed
+    assert len(re.findall(r"^\| (?:palm|thumb|pinky) ", printed, re.MULTILINE)) == 3
 
 
 def test_videos_take_turns(shards):
@@ -61,6 +87,9 @@ def test_what_cannot_be_built_is_said(shards, tmp_path, capsys):
     assert main([str(shards), *rest, str(tmp_path / "encoder"), "--least", "0.95"]) == 1
     assert "none of 9 hands is as sure as 0.95: lower --least" in capsys.readouterr().err
     assert main([str(shards), *rest, str(tmp_path / "nowhere")]) == 1 and "nowhere is missing" in capsys.readouterr().err
+    assert main([str(shards), *rest, str(tmp_path / "encoder"), "--judge", str(shards)]) == 1
+    assert "judged by 3-D joints" in capsys.readouterr().err
+    (tmp_path / "a.safetensors").unlink()
     assert main([str(tmp_path / "empty"), *rest, str(tmp_path / "encoder")]) == 1 and "extract_hands.py" in capsys.readouterr().err
     for wrong in (["--count", "0"], ["--thumbnail", "4"], ["--quality", "100"]):
         with pytest.raises(SystemExit):
