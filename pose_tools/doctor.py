@@ -164,10 +164,10 @@ def check_body_models(mano: Path | None, smpl: Path | None) -> list[Check]:
                 Check(name, "missing", f"licensed, never shipped; no path given (--{name.lower()} FILE)", f"get it at {where}; {without}")
             )
             continue
-        from pose_tools import body_models
+        from pose_tools.body_models import load
 
         try:
-            body_models.load_mano(path) if name == "MANO" else body_models.load_smpl(path)
+            load.load_mano(path) if name == "MANO" else load.load_smpl(path, load.named_gender(path) or "neutral")
             checks.append(Check(name, "ok", str(path)))
         except Exception as error:  # whatever is wrong with the file is what the user wants to read
             checks.append(Check(name, "broken", f"{path}: {error}", without))

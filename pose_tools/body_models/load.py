@@ -47,7 +47,9 @@ def load_smpl(path: str | Path | None = None, gender: Literal["neutral", "male",
     Args:
         path: a SMPL file (`.pkl`, `.npz`), or the folder with SMPL_NEUTRAL.pkl, SMPL_MALE.pkl, SMPL_FEMALE.pkl; None is the
             stand-in body, which is the same for every gender.
-        gender: which file of a folder to take.
+        gender: which file of a folder to take, and what a file's name must not contradict.
+
+    Raises FileNotFoundError, and ValueError for a file that is no SMPL body, or is named as another gender's.
     """
     if gender not in ("neutral", "male", "female"):
         raise ValueError(f"gender={gender!r}: expected 'neutral', 'male' or 'female'")
@@ -56,6 +58,9 @@ def load_smpl(path: str | Path | None = None, gender: Literal["neutral", "male",
     path = _in_folder(
         Path(path), (f"SMPL_{gender.upper()}", f"basicModel_{gender[0]}_lbs_10_207_0_v1.0.0", f"basicmodel_{gender[0]}_lbs_10_207_0_v1.0.0")
     )
+    named = named_gender(path)
+    if named not in (None, gender):
+        raise ValueError(f"{path}: by its name this is the {named} body, asked for the {gender} one; give the folder of all three")
     arrays: dict[str, Any] = read_arrays(path)
     checks.check_smpl(arrays, str(path))
     return Smpl.from_arrays(arrays)
@@ -70,6 +75,16 @@ def _in_folder(path: Path, names: tuple[str, ...]) -> Path:
             if (path / (name + suffix)).is_file():
                 return path / (name + suffix)
     raise FileNotFoundError(f"{path}: no {' or '.join(name + '.pkl' for name in names[:2])} in this folder")
+
+
+def named_gender(path: Path) -> Literal["neutral", "male", "female"] | None:
+    """The gender that a file's name speaks of (SMPL_MALE, basicModel_f_lbs_…), None where it names none."""
+    words = set(re.split(r"[^a-z]+", path.stem.lower()))
+    if "basicmodel" in words:
+        words |= {gender for gender in ("male", "female", "neutral") if gender[0] in words}
+    genders: list[Literal["neutral", "male", "female"]] = ["neutral", "male", "female"]
+    found = [gender for gender in genders if gender in words]
+    return found[0] if len(found) == 1 else None
 
 
 def _named_side(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -574,6 +575,11 @@ def test_wrong_files_are_refused_with_the_reason(tmp_path):
         load_mano(tmp_path / "body.pkl")
     with pytest.raises(ValueError, match="this is a MANO hand.*load_mano"):
         load_smpl(tmp_path / "RIGHT.pkl")
+    for name in ("SMPL_FEMALE", "basicModel_f_lbs_10_207_0_v1.0.0"):
+        shutil.copy(tmp_path / "body.pkl", tmp_path / f"{name}.pkl")
+        with pytest.raises(ValueError, match="this is the female body, asked for the male one"):
+            load_smpl(tmp_path / f"{name}.pkl", "male")
+        assert load_smpl(tmp_path / f"{name}.pkl", "female").faces.shape[1] == 3
     with pytest.raises(ValueError, match="not a MANO hand: .*v_template.* missing"):
         load_mano(tmp_path / "other.pkl")
     with pytest.raises(FileNotFoundError, match="none.pkl: no such file"):
