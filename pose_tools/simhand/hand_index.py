@@ -64,7 +64,7 @@ class HandIndex:
     def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """An encoder's vectors (Q, W) → rows (Q, k) int64 and cosines (Q, k) float32 of `project`ed ones, highest first, ties by lower row.
 
-        k is `count`, or all there are of a smaller index.
+        Each row is of another video, whose other frames would show the same hand again; so k is `count`, or the number of videos if lower.
         """
         queries = np.asarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != len(self.centre) or count < 1:
@@ -73,7 +73,11 @@ class HandIndex:
         cosines = np.empty((len(queries), len(self)), np.float32)
         for number, query in enumerate(queries):  # one at a time: the same whatever stands beside it
             cosines[number] = self.vectors @ self.project(query[None])[0]
-        rows = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        videos = np.unique(self.video_ids, return_inverse=True)[1]
+        rows = np.empty((len(queries), min(count, int(videos.max()) + 1)), np.int64)
+        for number, order in enumerate(np.argsort(-cosines, axis=1, kind="stable")):
+            first = np.unique(videos[order], return_index=True)[1]
+            rows[number] = order[np.sort(first)[: rows.shape[1]]]
         return rows, np.take_along_axis(cosines, rows, axis=1)
 
     def thumbnail(self, row: int) -> np.ndarray:

@@ -85,7 +85,8 @@ def test_similar_hands_are_the_indexs_nearest(seen):
     cell = similar_hands_tool.CELL
     query, nearest = result.overlay[6 : 6 + cell, 6 : 6 + cell], result.overlay[6 : 6 + cell, 12 + cell : 12 + 2 * cell]
     assert np.abs(query.astype(int) - nearest).mean() < 20  # the same hand, as a thumbnail
-    assert len(call("find_similar_hands", Media(images=(PICTURE,)), {"count": 20, "hand": "right"}).data["hands"]["right"]["similar"]) == 6
+    most = call("find_similar_hands", Media(images=(PICTURE,)), {"count": 20, "hand": "right"}).data["hands"]["right"]["similar"]
+    assert len(most) == 3 == len({one["video_id"] for one in most})
     json.dumps(result.data)
 
 
