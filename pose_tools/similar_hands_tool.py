@@ -46,8 +46,8 @@ def describe(
 ) -> ToolResult:
     """The tool's result for hands that have been found already. `encoder`, `index`: None is what is shipped or set.
 
-    `data`: per hand "similar", the rows of the index with similarity (cosine), nearest first, one a video (fewer of an
-    index with fewer videos), and their poses as this hand would hold them, None where unknown. Raises ToolError for an index of another encoder.
+    `data`: per hand "similar", the rows of the index with similarity (cosine), nearest first, one a video (fewer of an index with fewer
+    videos), and their poses as this hand would hold them, None where unknown. Raises ToolError for an index of another encoder.
     """
     encoder = embed_hand_tool.default_encoder() if encoder is None else encoder
     try:
