@@ -3,6 +3,7 @@
     python scripts/train_mano.py CONFIG.yaml [--set training.max_steps=100 ...]      (or with torchrun, see the config)
     python scripts/train_mano.py CONFIG.yaml --check                                 labels, contact sheet, one batch; no training
     python scripts/train_mano.py CONFIG.yaml --publish                               best weights of the run → the config's `asset`
+    python scripts/train_mano.py CONFIG.yaml --calibrate [HANDS]                     the asset's doubt about itself, fitted afterwards
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from data.hand_samples import KINDS, HandDataError, HandModels, hand_models, in_
 from data.synthetic.parallel import worker_map
 from pose_tools.body_models import Mano, load_mano
 from pose_tools.image_io import write_image
-from pose_tools.mano import sample_cache
+from pose_tools.mano import load_regressor, sample_cache
+from pose_tools.mano.calibration import fit_doubt
 from pose_tools.mano.crops import Augmentation, CropError, HandCrops
 from pose_tools.mano.label_checks import LabelError, check_labels
 from pose_tools.mano.losses import RECIPE, HandLoss, MANOLoss, SimpleMANOLoss
@@ -210,6 +212,20 @@ def publish(settings: ManoSettings) -> None:
     print(f"wrote {settings.asset}: {json.loads((weights.parent / 'best.json').read_text())}")
 
 
+def calibrate(settings: ManoSettings, hands: int) -> None:
+    """Fits the doubt of the asset's regressor (see pose_tools/mano/calibration.py) and writes it back."""
+    if not settings.asset:
+        raise TrainingError("--calibrate needs `asset` in the config: the folder that --publish wrote")
+    mano = load_mano(settings.hand_model)
+    saved = load_regressor(settings.asset, mano)
+    model = HandRegressor(replace(saved.config, doubt=settings.network.doubt), mano, pretrained=False)
+    model.load_state_dict(saved.state_dict() | {name: value for name, value in model.state_dict().items() if name.startswith("doubt.")})
+    task = make_task(settings, mano)
+    report = fit_doubt(model, task.crops, task.held_out, most=hands, seed=settings.training.seed)
+    model.save(settings.asset)
+    print(f"wrote {settings.asset}: {report}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status; CommandError for what cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,11 +233,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.max_steps=100")
     parser.add_argument("--check", action="store_true", help="check the labels, write the contact sheet, run one batch")
     parser.add_argument("--publish", action="store_true", help="write the best weights of the run to the config's asset folder")
+    parser.add_argument("--calibrate", nargs="?", type=int, const=16000, metavar="HANDS", help="fit the asset's doubt (default 16,000)")
     options = parser.parse_args(arguments)
     logging.getLogger("pose_tools").setLevel(logging.INFO)
     try:
         settings = typed.load(ManoSettings, options.config, options.set)
-        publish(settings) if options.publish else fit(settings, options.check)
+        if options.calibrate is not None:
+            calibrate(settings, options.calibrate)
+        else:
+            publish(settings) if options.publish else fit(settings, options.check)
     except (HandDataError, LabelError, CropError, RegressorError, SampleCacheError, TrainingError) as error:
         raise CommandError(str(error)) from error
     return 0

@@ -45,6 +45,7 @@ class RegressorConfig:
     `backbone`: a name or path for transformers (pretrained), or a mapping with `model_type` (fresh). `image_size`: side of the
     crop in pixels. Pixels / 255 are normalised with `mean` and `std`. `width`: of the trunk; `layers`, `heads`: of its
     transformer. `crop_scale`: side of the crop in hand boxes.
+    `doubt`: hidden width of the layers that `pose_tools.mano.calibration` fits after the training; 0 is none.
     """
 
     backbone: str | dict[str, Any]
@@ -57,6 +58,7 @@ class RegressorConfig:
     heads: int = 8
     dropout: float = 0.1
     crop_scale: float = 1.3
+    doubt: int = 0
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # json has lists only
@@ -176,6 +178,12 @@ class HandRegressor(nn.Module):
         for layer in self.read_outs.values():  # starts at the mean hand
             nn.init.xavier_uniform_(layer.weight, gain=0.01)
             nn.init.zeros_(layer.bias)
+        self.doubt: nn.Sequential | None = None
+        if config.doubt:  # says nothing until `pose_tools.mano.calibration` has fitted it; not trained with the rest
+            layers = nn.Linear(config.width, config.doubt), nn.GELU(), nn.Dropout(0.3), nn.Linear(config.doubt, 1)
+            nn.init.zeros_(layers[-1].weight)
+            nn.init.zeros_(layers[-1].bias)
+            self.doubt = nn.Sequential(*layers).requires_grad_(False)
         mean = torch.cat([torch.zeros(1, 3), mano.hands_mean.detach().float().reshape(15, 3).cpu()])
         self.register_buffer("mean_pose", matrix_to_rotation_6d(axis_angle_to_matrix(mean)).reshape(1, 16, 6))
         self.register_buffer("pixel_mean", torch.tensor(config.mean).reshape(1, 3, 1, 1) * 255, persistent=False)
@@ -194,9 +202,10 @@ class HandRegressor(nn.Module):
             hand = self.mano(rotations[:, 0], rotations[:, 1:], out["betas"], pose_format="rotation_matrix")
             wrist = hand.joints[:, :1]
             # the scale of the error starts at e⁻⁴ m, about 2 cm
+            log_scale = out["log_scale_3d"] if self.doubt is None else out["log_scale_3d"] + self.doubt(vector.float())
             return HandPrediction(
                 rotations, out["betas"], torch.cat([scale, out["camera"][:, 1:]], 1), hand.joints - wrist, hand.vertices - wrist,
-                joints_2d, log_scale_2d.clamp(-8, 2), (out["log_scale_3d"] - 4.0).clamp(-9, 0),
+                joints_2d, log_scale_2d.clamp(-8, 2), (log_scale - 4.0).clamp(-9, 0),
             )  # fmt: skip
 
     def save(self, folder: str | Path) -> None:

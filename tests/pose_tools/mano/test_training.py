@@ -211,6 +211,12 @@ def test_from_folder_to_shipped_weights(config, capsys):
     assert {"rotation", "joints_2d", "loss"} <= set(lines[0]) and any("constant_pa_mpjpe" in line for line in lines)
     assert train_mano.main([str(config), "--publish"]) == 0
     assert torch.isfinite(load_regressor(config.parent / "asset")(torch.rand(1, 3, 32, 32) * 255).joints_3d).all()
+    before = load_regressor(config.parent / "asset")
+    assert train_mano.main([str(config), "--calibrate", "20", "--set", "network.doubt=4"]) == 0
+    assert "held_out_mm" in capsys.readouterr().out
+    after = load_regressor(config.parent / "asset")
+    assert before.doubt is None and after.doubt is not None and after.config.doubt == 4
+    torch.testing.assert_close(after.read_outs["pose"].weight, before.read_outs["pose"].weight, rtol=0, atol=0)
     with pytest.raises(CommandError, match="already holds a run"):
         train_mano.main([str(config)])
 
