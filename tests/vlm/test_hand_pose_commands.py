@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from data.hand_samples import hand_models, open_hands
 from data.synthetic.freihand_writer import write_freihand
 from data.synthetic.ho3d_writer import write_ho3d
+from pose_tools.mano.estimate import OUTLINE
 from pose_tools.mano.evaluate import PredictedHand
 from vlm.commands import evaluate, hand_pose
 from vlm.commands.console import CommandError
@@ -113,6 +116,31 @@ def test_a_missed_hand_costs_and_is_counted(folder, tmp_path, monkeypatch):
     assert "official" not in scores and "A missed hand costs 100 mm" in (tmp_path / "out" / "table.md").read_text()
     with pytest.raises(Exception, match="hand 2 is missed"):
         run(folder, tmp_path / "out", "--submission", str(tmp_path / "pred.json"))
+
+
+def test_boxes_of_a_detector_that_is_right_score_as_the_true_ones_and_none_is_a_miss(folder, tmp_path, monkeypatch):
+    hands = open_hands("freihand", folder, "test", models=hand_models())
+    truth = {hands[i].image.tobytes(): (i, hands[i].bbox_xyxy) for i in range(COUNT)}
+
+    def detect(image):
+        number, box = truth[image.tobytes()]
+        low, high = box.reshape(2, 2)
+        outline = np.concatenate([(low + high) / 2 - (high - low) * OUTLINE / 2, (low + high) / 2 + (high - low) * OUTLINE / 2])
+        elsewhere = SimpleNamespace(bbox_xyxy=outline + 10 * np.ptp(outline))
+        return [] if number == 1 else [elsewhere] if number == 2 else [elsewhere, SimpleNamespace(bbox_xyxy=outline)]
+
+    monkeypatch.setattr("pose_tools.detect.detect_hands", detect)
+    run(folder, tmp_path / "truth")
+    scores = run(folder, tmp_path / "found", "--boxes", "detector")
+    assert scores["found"] == pytest.approx((COUNT - 2) / COUNT)
+    expected, got = (_per_hand(tmp_path / name) for name in ("truth", "found"))
+    for number, (a, b) in enumerate(zip(expected, got, strict=True)):
+        assert float(b["mpjpe"]) == pytest.approx(100.0 if number in (1, 2) else float(a["mpjpe"]), abs=1e-2)
+
+
+def _per_hand(out: Path) -> list[dict[str, str]]:
+    with (out / "per_hand.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_ho3d_by_its_own_program(tmp_path, noisy):
