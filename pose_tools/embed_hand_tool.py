@@ -86,7 +86,7 @@ TOOL = Tool(
     function=embed_hand,
     card=ToolCard(
         needs="one picture; the small hand encoder's weights (shipped), or a SiMHand or PeCLR checkpoint named by HANDVLM_HAND_ENCODER",
-        cost="on one CPU core 2 ms a hand after finding it (the small encoder)",
+        cost="on one CPU core 3 ms a hand after finding it (the small encoder)",
         licence="Apache-2.0, code and the small weights",
         failure_modes=(
             "the small encoder has seen rendered hands only; photographs need an encoder that was pre-trained on them",

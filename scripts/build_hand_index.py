@@ -7,7 +7,7 @@
 
 Hands are drawn by the seed, as evenly from all videos as they last; poses are told where the shards have 3-D labels. With `--judge` other
 labelled shards (of other videos) say what the found hands are worth: the most similar one beside a random one of the index, and what the
-tool's words (by vote of five) are right in beside the most frequent word.
+tool's words (where four of five agree) are right in beside the most frequent word.
 """
 
 from __future__ import annotations
@@ -92,12 +92,13 @@ def judge(index: HandIndex, encoder: HandEncoder, shards: HandShards, rows: np.n
         lines.append(f"| {name} | {errors[0].mean() * 1000:.2f} | {errors[1].mean() * 1000:.2f} |")
     words = [pose_words(one, "right") or {} for one in truth]
     told = [vote(similar_hands(index, query, 5, "right")) for query in queries]
-    lines += ["", "| word | right | most frequent word |", "|---|---|---|"]
+    lines += ["", "| word | told | right where told | most frequent word there |", "|---|---|---|---|"]
     for part in words[0]:
         frequent = Counter((pose_words(one, "right") or {})[part] for one in index.joints_3d).most_common(1)[0][0]
-        right, constant = (np.mean([answer == word[part] for answer, word in zip(answers, words, strict=True)])
-                           for answers in ([one[part] for one in told], [frequent] * len(words)))  # fmt: skip
-        lines.append(f"| {part} | {right:.3f} | {constant:.3f} |")
+        there = [(answer[part], word[part]) for answer, word in zip(told, words, strict=True) if part in answer]
+        right, constant = (float(np.mean(hits)) if hits else float("nan") for hits in
+                           ([answer == word for answer, word in there], [frequent == word for _, word in there]))  # fmt: skip
+        lines.append(f"| {part} | {len(there) / len(words):.2f} | {right:.3f} | {constant:.3f} |")
     return "\n".join(lines)
 
 
