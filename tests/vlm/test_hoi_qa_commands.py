@@ -23,6 +23,7 @@ from vlm.commands import convert_vlm4hoi, evaluate
 from vlm.commands.console import CommandError
 from vlm.commands.hoi_qa import as_published
 from vlm.evaluation.compat import find_boxes, hoi_qa
+from vlm.evaluation.hoi_qa import published_form, read_items
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,29 @@ def test_asked_and_scored_both_ways(world, model, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "alone")
     with pytest.raises(CommandError, match="questions have no frame under"):
         run("--data", tmp_path / "alone", "--model", model, "--out", tmp_path / "none")
+
+
+def test_two_runs_are_compared_from_their_files(world, tmp_path, capsys):
+    """The second names every thing in a box of EPIC's, and says nothing else; the first says nothing at all."""
+    data = world / "hoiqa_dataset"
+    items = read_items(data)
+    right = {item.id: item.text for item in items if item.file == "epic" and item.text is not None}
+    for name, answers in (("first", {}), ("second", right)):
+        (tmp_path / name).mkdir()
+        for file, content in published_form(items, answers).items():
+            part = "" if file == "epic" else f"_{file}"
+            (tmp_path / name / f"predictions{part}.json").write_text(json.dumps(content))
+    assert evaluate.main(["compare", str(tmp_path / "first"), str(tmp_path / "second"), "--data", str(data)]) == 0
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in capsys.readouterr().out.splitlines() if row.startswith("|")}
+    assert rows["all"][:3] == [str(len(items)), "0.000", f"{len(right) / len(items):.3f}"] and rows["all"][3].startswith("+")
+    assert rows["handN2handBB"][1:3] == ["0.000", "0.000"]
+
+
+@pytest.mark.parametrize("task", ["referral", "tools", "trajectory", "temporal", "hoi-qa"])
+def test_every_language_model_is_evaluated_in_8_and_4_bits(task):
+    needed = ["--kind", "dvc", "--media", "m"] if task == "temporal" else []
+    for bits in ("8bit", "4bit"):
+        assert evaluate.parser().parse_args([task, "--data", "d", "--out", "o", "--load-in", bits, *needed]).load_in == bits
 
 
 @pytest.mark.slow

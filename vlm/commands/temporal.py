@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.commands.console import DEFAULT_MODEL, CommandError
-from vlm.commands.loading import load_model
+from vlm.commands.loading import add_load_in, load_model
 from vlm.evaluation import records
 
 MAX_NEW_TOKENS = {"event_loc": 32, "temporal_reasoning": 128, "dvc": 512}
@@ -30,6 +30,7 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--seed", type=int, default=0, help="draws the words of questions (default 0)")
     task.add_argument("--batch-size", type=int, default=8)
     task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
+    add_load_in(task)
     task.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:temporal -->")
 
 
@@ -68,7 +69,7 @@ def _ask(options: argparse.Namespace, asked: Sequence[Any]) -> None:
 
     def asker() -> Asker:
         if not loaded:
-            model, processor = load_model(options.model, device=options.device)
+            model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
             if processor.tokenizer.convert_tokens_to_ids("<t99>") in (None, processor.tokenizer.unk_token_id):
                 raise CommandError(f"{options.model}: its tokenizer has no time tokens <t0> … <t99>, so it names no moments; convert "
                                    "HandsOnVLM's weights, or train with `time_tokens: 100`")  # fmt: skip
@@ -104,5 +105,5 @@ def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, An
 
     return {
         "task": "temporal", "questions": _wordings(asked), "data": _digest([options.data]), "model": _model(options.model),
-        "batch_size": options.batch_size,
+        "batch_size": options.batch_size, **({"load_in": options.load_in} if options.load_in else {}),
     }  # fmt: skip
