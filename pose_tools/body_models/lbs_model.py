@@ -71,14 +71,6 @@ class SkinnedModel(nn.Module):
             return self._constants
         return skinning.Arrays(*(value.to(dtype) if value.is_floating_point() else value for value in self._constants))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> BodyOutput:
-        # Half precision moves finger tips by millimetres: mixed-precision training leaves this layer in float32.
-        kind = self.template.device.type
-        if torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, enabled=False):
-                return super().__call__(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
-
     def precise(self, value: torch.Tensor) -> torch.Tensor:
         """`value` in the model's own precision, or in float64 where it comes in that."""
         return value if value.dtype == self.template.dtype else value.to(torch.promote_types(value.dtype, self.template.dtype))
@@ -88,6 +80,11 @@ class SkinnedModel(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Vertices (B, V, 3) and joints (B, J, 3) from parent-relative `rotations` (B, J, 3, 3), `betas` (B, n), `transl` (B, 3);
         with `picked` also those points."""
+        kind = rotations.device.type
+        if torch.is_autocast_enabled(kind):
+            # Half precision moves finger tips by millimetres: mixed-precision training leaves this layer in float32.
+            with torch.autocast(kind, enabled=False):
+                return self.pose_and_skin(rotations, betas, transl, picked)
         if not rotations.dtype == betas.dtype == transl.dtype:
             widest = torch.promote_types(torch.promote_types(rotations.dtype, betas.dtype), transl.dtype)
             rotations, betas, transl = rotations.to(widest), betas.to(widest), transl.to(widest)

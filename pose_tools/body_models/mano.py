@@ -31,8 +31,9 @@ class Mano(SkinnedModel):
         self.side: Side = side
         for name, vertices in TIP_VERTICES.items():
             self.register_buffer(f"tips_{name}", torch.tensor(vertices), persistent=False)
-        self.register_buffer("joint_21", torch.tensor(FREIHAND_FROM_MANO), persistent=False)
-        self.register_buffer("joint_21_place", torch.tensor(np.argsort(FREIHAND_FROM_MANO)), persistent=False)
+        order = torch.cat([self.place, torch.arange(16, 21)])[list(FREIHAND_FROM_MANO)]
+        self.register_buffer("joint_21", order, persistent=False)
+        self.register_buffer("joint_21_place", order.argsort(), persistent=False)
         for name in ("hands_components", "hands_mean"):
             self.register_buffer(name, torch.tensor(np.asarray(arrays[name], dtype=np.float64), dtype=torch.float32), persistent=False)
         mean, covariance = _pose_statistics(arrays)
@@ -86,7 +87,8 @@ class Mano(SkinnedModel):
             count = hand_pose.shape[-1]
             if hand_pose.ndim != 2 or not 1 <= count <= 45:
                 raise ValueError(f"hand_pose has shape {tuple(hand_pose.shape)}: expected PCA coefficients (B, n) with n from 1 to 45")
-            hand_pose = hand_pose @ self.hands_components[:count].to(hand_pose.dtype)
+            with torch.autocast(hand_pose.device.type, enabled=False):
+                hand_pose = hand_pose @ self.hands_components[:count].to(hand_pose.dtype)
         elif pose_format != "axis_angle":
             raise ValueError(f"pose_format={pose_format!r}: expected 'axis_angle' or 'pca' here")
         return hand_pose if flat_hand_mean else hand_pose.reshape(-1, 45) + self.hands_mean

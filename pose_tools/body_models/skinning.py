@@ -69,8 +69,8 @@ def tree_levels(parents: tuple[int, ...]) -> Tree:
 
 
 class Picked(NamedTuple):
-    """Which points make up a second set of joints: `vertices` (T,) to append to the model's J joints, and the `order` (J + T,) in which
-    the sum is given out; `place` is its inverse."""
+    """Which points make up a second set of joints: `vertices` (T,) to append to the model's J joints in the order of the levels, and the
+    `order` (J + T,) in which the sum is given out; `place` is its inverse."""
 
     vertices: torch.Tensor
     order: torch.Tensor
@@ -99,11 +99,11 @@ def _forward(rotations, betas, transl, arrays: Arrays, tree: Tree, picked: Picke
         feature = torch.cat([betas, rotations.flatten(1)[:, 9:]], 1)
         rotations = rotations.index_select(1, arrays.by_level)
         centres, local, world = _chain(rotations, betas, transl, arrays, tree)
-        joints = torch.bmm(world.view(-1, 4, 4), centres).view(batch, count, 4)[:, :, :3].index_select(1, arrays.place)
+        joints = torch.bmm(world.view(-1, 4, 4), centres).view(batch, count, 4)[:, :, :3]
         _skin(feature, world, arrays, vertices, rest)
         if picked is not None:
             points = torch.cat([joints, vertices.index_select(1, picked.vertices)], 1)
-    out: tuple[torch.Tensor, ...] = (vertices, joints.clone())
+    out: tuple[torch.Tensor, ...] = (vertices, joints.index_select(1, arrays.place))
     if picked is not None:
         out += (points.index_select(1, picked.order),)
     return out, rest, (rotations, centres, local, world)
@@ -141,19 +141,20 @@ class _Skinned(torch.autograd.Function):
             if ctx.picked is not None:
                 sizes = [len(arrays.place), len(ctx.picked.vertices)]
                 grad_own, grad_tips = grad_picked[0].index_select(1, ctx.picked.place).split(sizes, 1)
-                grad_vertices, grad_joints = (grad_vertices, grad_tips, ctx.picked.vertices), grad_joints + grad_own
+                grad_vertices = (grad_vertices, grad_tips, ctx.picked.vertices)
             else:
-                grad_vertices = (grad_vertices, None, None)
+                grad_vertices, grad_own = (grad_vertices, None, None), 0
+            grad_joints = grad_joints.index_select(1, arrays.by_level) + grad_own
             grad_rotations, grad_betas, grad_transl = _backward(grad_vertices, grad_joints, rest, *ctx.needed, arrays, ctx.tree)
         # as in _forward: gradients belong to the caller
         return grad_rotations.index_select(1, arrays.place), grad_betas.clone(), grad_transl.clone(), None, None, None
 
 
 def _backward(grad_vertices, grad_joints, rest, rotations, centres, local, world, arrays: Arrays, tree: Tree):
-    """Gradients of the rotations in the order of the levels, of betas and transl; for `grad_vertices` see `_skin_backward`."""
+    """Gradients of the rotations, of betas and transl; joints in the order of the levels. For `grad_vertices` see `_skin_backward`."""
     batch, count = rotations.shape[:2]
     grad_feature, grad_world = _skin_backward(grad_vertices, rest, world, arrays)
-    grad_joints = grad_joints.index_select(1, arrays.by_level).view(-1, 3, 1)
+    grad_joints = grad_joints.view(-1, 3, 1)
     grad_world = torch.baddbmm(grad_world.flatten(0, 1), grad_joints, centres.mT).view(batch, count, 3, 4)
     grad_local = _chain_backward(grad_world, local, world, arrays, tree).view(-1, 3, 4)
     grad_shift = grad_local[..., 3:]
