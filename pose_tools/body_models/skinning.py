@@ -145,7 +145,10 @@ class _Skinned(torch.autograd.Function):
             else:
                 grad_vertices, grad_own = (grad_vertices, None, None), 0
             grad_joints = grad_joints.index_select(1, arrays.by_level) + grad_own
-            grad_rotations, grad_betas, grad_transl = _backward(grad_vertices, grad_joints, rest, *ctx.needed, arrays, ctx.tree)
+            rotations, centres, local, world = ctx.needed
+            grad_rotations, grad_betas, grad_transl = _backward(
+                grad_vertices, grad_joints, rest, rotations, centres, local, world, arrays, ctx.tree
+            )
         # as in _forward: gradients belong to the caller
         return grad_rotations.index_select(1, arrays.place), grad_betas.clone(), grad_transl.clone(), None, None, None
 

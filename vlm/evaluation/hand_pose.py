@@ -189,9 +189,13 @@ def _facts(
     confidence = np.array([np.nan if hand is None or hand.confidence is None else hand.confidence for hand in ours])
     said = np.isfinite(confidence) & np.isfinite(errors["model"]["mpjpe"])
     for key in ("mpjpe", "pa_mpjpe") if said.sum() >= 5 else ():
-        times = evaluate.doubtful_ratio(errors["model"][key][said], confidence[said], DOUBTFUL)
-        numbers[f"doubtful_{key}"] = times
-        lines.append(f"- {MEASURES[key].removesuffix(', mm')} of the {DOUBTFUL:.0%} least confident: {times:.2f} times that of the rest")
+        values = errors["model"][key][said]
+        times, most = (evaluate.doubtful_ratio(values, order, DOUBTFUL) for order in (confidence[said], -values))
+        numbers |= {f"doubtful_{key}": times, f"doubtful_{key}_most": most}
+        name = MEASURES[key].removesuffix(", mm")
+        lines.append(
+            f"- {name} of the {DOUBTFUL:.0%} least confident: {times:.2f} times that of the rest ({most:.2f} if they were the worst ones)"
+        )
     return _Facts(numbers, lines)
 
 
