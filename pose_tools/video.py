@@ -1,8 +1,8 @@
 """Clips in and out (PyAV): frames with their times, sampling by index or time, H.264 files that browsers play.
 
-Frames are RGB uint8 (H, W, 3), turned upright by the file's rotation mark. Times are seconds after the first frame.
-A file's packets are listed first (no decoding), so that "frame 57" and "at 3.2 s" mean the same for every frame rate, also a
-varying one; reading then seeks to the key frame before a target and decodes forward.
+Frames are RGB uint8 (H, W, 3), turned upright by the file's rotation mark. Times are seconds after the first frame. A file's packets are
+listed first (no decoding), so that "frame 57" and "at 3.2 s" mean the same for every frame rate, also a varying one; reading then seeks
+to the key frame before a target and decodes forward.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def read_frames(
 ) -> Clip:
     """Frames by number (`indices`), by time (`times`, seconds: what is on the screen then), or `count` of them evenly spread.
 
-    Exactly one of the three is given; repeats and any order are fine, as are more frames than there are (`count` then
-    repeats some). Frames whose longer side has more than `longest` pixels are scaled while they are read. Raises VideoError for what
-    cannot be read, and ValueError for indices or times outside the video.
+    Exactly one of the three is given; repeats and any order are fine, as are more frames than there are (`count` then repeats some).
+    `longest`: larger frames are scaled to it while they are read. Raises VideoError for what cannot be read, and ValueError for indices
+    or times outside the video.
     """
     if sum(value is not None for value in (indices, times, count)) != 1:
         raise ValueError("read_frames: give exactly one of indices, times and count")
@@ -246,6 +246,9 @@ class _Listing:
     fps: float
     indexed: bool
 
+    def __post_init__(self) -> None:
+        self.times.flags.writeable = False  # shared by all who ask for this file
+
 
 @contextmanager
 def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
@@ -276,21 +279,13 @@ def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
 
 
 def _list_frames(path: Any) -> _Listing:
-    """The time stamps of all packets, nothing decoded; a file that breaks off lists what is there."""
-    try:
-        facts = os.stat(path)
-    except (OSError, ValueError):
-        return _listed(path)  # says what is wrong with the path
-    return _listed_once(os.fspath(path), facts.st_mtime_ns, facts.st_size)
+    """The time stamps of all packets, nothing decoded; a file that breaks off lists what is there. Many clips of one video list it once."""
+    facts = os.stat(path) if os.path.exists(path) else None  # what is wrong with a path is said when it is opened
+    return _listed(path, facts.st_mtime_ns if facts else 0, facts.st_size if facts else 0)
 
 
 @lru_cache(maxsize=8)
-def _listed_once(path: str, changed: int, size: int) -> _Listing:
-    """The listing of a file as long as it stays the same: many clips of one long video list it once."""
-    return _listed(path)
-
-
-def _listed(path: Any) -> _Listing:
+def _listed(path: Any, changed: int, size: int) -> _Listing:
     import av
 
     packets = []
@@ -305,17 +300,12 @@ def _listed(path: Any) -> _Listing:
         raise VideoError(f"{path}: its picture track holds no frames")
     if without_times or any(pts is None for pts, _ in packets):
         numbers = np.arange(len(packets))
-        return _Listing(None, _shared(numbers / rate), _shared(numbers == 0), rate, indexed=False)
+        return _Listing(None, numbers / rate, numbers == 0, rate, indexed=False)
     packets.sort()
     pts = np.array([p for p, _ in packets], dtype=np.int64)
     times = (pts - pts[0]) * time_base
     fps = float((len(times) - 1) / times[-1]) if times[-1] > 0 else rate
-    return _Listing(_shared(pts), _shared(times), _shared(np.array([key for _, key in packets])), fps, indexed)
-
-
-def _shared(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
-    return array
+    return _Listing(pts, times, np.array([key for _, key in packets]), fps, indexed)
 
 
 def _wanted(listing: _Listing, path: Any, indices: Sequence[int] | None, times: Sequence[float] | None, count: int | None) -> list[int]:
