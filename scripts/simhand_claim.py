@@ -39,6 +39,7 @@ from pose_tools.training import TrainingError, train
 from scripts.pretrain_simhand import PretrainingSettings, build, read_pools
 from vlm import settings as typed
 from vlm.commands.console import CommandError, run
+from vlm.evaluation.tables import into_card
 
 ROWS = {"random": "random initialisation", "simclr": "SimCLR", "peclr": "PeCLR", "simhand": "SiMHand", "simhand_w": "weighted SiMHand"}
 SHARES = (0.01, 0.1, 1.0)
@@ -129,11 +130,12 @@ def pretrained(settings: PretrainingSettings, pools: tuple[HandPool, HandPool, H
     return model.encoder
 
 
-def compare(settings: PretrainingSettings, out: Path, rows: Sequence[str], seeds: int) -> None:
+def compare(settings: PretrainingSettings, out: Path, rows: Sequence[str], seeds: int, card: Path | None = None) -> None:
     # every seed has the same hands, held-out ones too; the last weights count, not the best on hands that judge them
     pools = read_pools(settings.data, 0)
     partners = pools[0].partners(dims=settings.mining.dims, normalise=settings.mining.normalise, rank=settings.mining.rank)
     data = judged(pools[1], pools[2], settings.image_size)
+    pools = (pools[0].in_memory(), *pools[1:])
     for seed in range(seeds):
         for row in rows:
             folder = out / f"{row}-{seed}"
@@ -146,8 +148,19 @@ def compare(settings: PretrainingSettings, out: Path, rows: Sequence[str], seeds
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "result.json", json.dumps({"row": row, "seed": seed, "steps": steps} | found, indent=1))
             print(row, seed, {name: round(value, 2) for name, value in found.items()}, flush=True)
-    write_text(out / "table.md", table(json.loads(path.read_text()) for path in sorted(out.glob("*/result.json"))))
-    print((out / "table.md").read_text())
+    results = [json.loads(path.read_text()) for path in sorted(out.glob("*/result.json"))]
+    text = f"{about(settings, len(pools[0]), data)}\n\n{table(results)}"
+    write_text(out / "table.md", text)
+    print(text)
+    if card:
+        into_card(card, "simhand_claim", text)
+
+
+def about(settings: PretrainingSettings, hands: int, data: Judged) -> str:
+    training = settings.training
+    return (f"PA-MPJPE in millimetres on {len(data.queries):,} hands of videos that no row has seen, mean ± half the 95 % interval over seeds "
+            f"(Student's t). Each pre-training: {training.max_steps} steps of {training.batch_size} pairs of {hands:,} hands, "
+            f"{settings.image_size} px; labels: {len(data.pixels):,} hands of these.")  # fmt: skip
 
 
 def table(results: Iterable[dict]) -> str:
@@ -179,10 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/simhand_claim", help="folder of the runs and the table")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="which kinds")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:simhand_claim -->")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.max_steps=70")
     options = parser.parse_args(arguments)
     try:
-        compare(typed.load(PretrainingSettings, options.config, options.set), Path(options.out), options.rows, options.seeds)
+        compare(typed.load(PretrainingSettings, options.config, options.set), Path(options.out), options.rows, options.seeds, options.card)
     except (HandDataError, ShardError, SampleCacheError, TrainingError, ValueError) as error:
         raise CommandError(str(error)) from error
     return 0
