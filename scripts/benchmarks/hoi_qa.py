@@ -36,9 +36,9 @@ PUBLISHED_BATCH = 16
 def main(arguments: list[str]) -> None:
     """Prints one table per number of questions a frame, and how many answers are the same."""
     parser = argparse.ArgumentParser(prog="bench.py hoi-qa", description=__doc__)
-    parser.add_argument("--frames", type=int, default=8, help="frames of the synthetic HOI-QA, made for this")
+    parser.add_argument("--frames", type=int, default=20, help="frames of the synthetic HOI-QA, made for this")
     parser.add_argument("--per-frame", type=int, nargs="+", default=[4, 8], help="questions asked about a frame (default 4 and 8)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", type=Path, help="a trained model folder instead of fresh weights")
     parser.add_argument("--image-size", type=int, default=448, help="of the fresh model")
     parser.add_argument("--new-tokens", type=int, default=20, help="longest answer")
