@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -70,6 +71,15 @@ class SkinnedModel(nn.Module):
         if self._constants.template.dtype == dtype:
             return self._constants
         return skinning.Arrays(*(value.to(dtype) if value.is_floating_point() else value for value in self._constants))
+
+    def with_vertices(self, rows: torch.Tensor) -> Self:
+        """The same model with some of its vertices only (`rows`, int64), and no faces: the same joints for a share of the cost."""
+        found = copy.deepcopy(self)
+        columns = (len(self.template) // 3 * torch.arange(3)[:, None] + rows.cpu()).flatten().to(rows.device)
+        found.template, found.blend = self.template[columns], self.blend[:, columns].contiguous()
+        found.weights, found.faces = self.weights[:, rows].contiguous(), self.faces[:0]
+        found._constants = None
+        return found
 
     def precise(self, value: torch.Tensor) -> torch.Tensor:
         """`value` in the model's own precision, or in float64 where it comes in that."""

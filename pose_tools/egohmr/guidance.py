@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pose_tools.body_models import Smpl
 from pose_tools.egohmr.body import decode_pose, pose_body
-from pose_tools.egohmr.collision import BodyField, penetration
+from pose_tools.egohmr.collision import BodyField, CapsuleField, penetration
 from pose_tools.egohmr.diffusion import Schedule
 
 LEGS = (1, 2, 4, 5, 7, 8, 10, 11)
@@ -52,12 +52,16 @@ class Guidance:
         if t > self.start:
             return x0
         strength = (2.0 if self.weight is None else self.weight) * max(1 - float(schedule.alphas_cumprod[t]), self.least)
+        field = self.field
+        if isinstance(field, CapsuleField) and field.smpl is smpl:  # which depend on joints and few vertices only
+            field = field.lean
+            smpl = field.body
         joints = (leg_weights() if self.joints is None else self.joints).to(x0)[:, None]
         for _ in range(self.repeats):
             with torch.enable_grad():
                 moving = x0.detach().requires_grad_()
                 body = pose_body(smpl, decode_pose(moving.flatten(1) * std + mean, "row"), betas.detach())
-                (gradient,) = torch.autograd.grad(penetration(self.field, body, points, self.most).sum(), moving)
+                (gradient,) = torch.autograd.grad(penetration(field, body, points, self.most).sum(), moving)
             step = -strength * joints * gradient
             length = step.norm(dim=-1, keepdim=True)
             x0 = x0 + step * (self.longest / length.clamp_min(self.longest))

@@ -50,6 +50,19 @@ def test_penetration_pushes_the_body_off_a_point(smpl, field):
         assert penetration(field, pose_body(smpl, axis_angle_to_matrix(after), torch.zeros(1, 10)), points) < deep
 
 
+def test_guidance_by_few_vertices_is_that_by_all(smpl, field):
+    pose = axis_angle_to_matrix(0.2 * torch.randn(3, 24, 3, generator=torch.Generator().manual_seed(4)))
+    betas = 0.5 * torch.randn(3, 10, generator=torch.Generator().manual_seed(5))
+    whole, few = pose_body(smpl, pose, betas), pose_body(field.lean.body, pose, betas)
+    assert few.vertices.shape[1] < 500
+    torch.testing.assert_close(few.joints, whole.joints, rtol=0, atol=1e-6)
+    points = whole.joints[:, :1] + 0.5 * torch.randn(3, 400, 3, generator=torch.Generator().manual_seed(6))
+    torch.testing.assert_close(field.lean.signed_distance(few, points), field.signed_distance(whole, points), rtol=0, atol=1e-5)
+    low, high = field.lean.box(few)
+    inside = field.inside(whole, points)
+    assert inside.any() and inside_box(few, points, (low, high))[inside].all()
+
+
 def test_only_points_in_the_box_count_packed_or_not(smpl, field):
     body = standing(smpl, 3, bend=0.05)
     points = body.joints[:, :1] + 0.6 * torch.randn(3, 500, 3, generator=torch.Generator().manual_seed(1))
