@@ -4,7 +4,8 @@
 
 Every row and seed is pre-trained by `pretrain_simhand.py`'s code with the config's steps, then judged on `data.judge` hands it never saw:
 a linear probe of the frozen encoder with 1, 10 and 100 % of the labels (of twice as many hands it learnt from), and the whole network
-fine-tuned with 10 %. One json a run; what is there is not done again, a cut-off training goes on. Ends with the table `table.md` (PA-MPJPE in millimetres, mean and 95 % interval).
+fine-tuned with 10 %. One json a run; what is there is not done again, a cut-off training goes on. Ends with the table `table.md`
+(PA-MPJPE in millimetres, mean and 95 % interval).
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ def compare(settings: PretrainingSettings, out: Path, rows: Sequence[str], seeds
 
 def about(settings: PretrainingSettings, hands: int, data: Judged) -> str:
     training = settings.training
-    return (f"PA-MPJPE in millimetres on {len(data.queries):,} hands of videos that no row has seen, mean ± half the 95 % interval over seeds "
-            f"(Student's t). Each pre-training: {training.max_steps} steps of {training.batch_size} pairs of {hands:,} hands, "
+    return (f"PA-MPJPE in millimetres on {len(data.queries):,} hands of videos that no row has seen, mean ± half the 95 % interval over "
+            f"seeds (Student's t). Each pre-training: {training.max_steps} steps of {training.batch_size} pairs of {hands:,} hands, "
             f"{settings.image_size} px; labels: {len(data.pixels):,} hands of these.")  # fmt: skip
 
 
