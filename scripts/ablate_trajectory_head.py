@@ -1,12 +1,12 @@
 """Which parts of the path head are worth having: heads trained on the same kept states, each with one part left out.
 
-    python scripts/make_synthetic.py clips --out cache/head_clips --count 1200 --seed 11 --split train
-    python scripts/ablate_trajectory_head.py --train cache/head_clips/train --test cache/clips/test --out runs/head_ablation
+    python scripts/ablate_trajectory_head.py --data cache/clips/test --out runs/head_ablation
 
-The language model answers every question about both folders once; its states behind the path tokens are kept
-(`vlm.evaluation.path_states`). The training clips should be none that it was trained on, whose goals it knows too well. Then heads alone
-are trained, with equal steps and several seeds, and scored strictly; what is there is not done again. Ends with the table `table.md`:
-differences to the full head on the same hands, seeds averaged, 95 % intervals over videos.
+The language model answers every question of the folder once; its states behind the path tokens are kept
+(`vlm.evaluation.path_states`). The clips should be none that it was trained on, whose goals it knows too well. Then heads alone are
+trained, with equal steps and several seeds: each learns from some of the videos and is scored, strictly, on the others (`--folds`). What
+is there is not done again. Ends with the table `table.md`: differences to the full head on the same hands, seeds averaged, 95 % intervals
+over videos.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pose_tools.files import atomic_path, write_text
 from vlm.commands.console import DEFAULT_MODEL, CommandError, run
 from vlm.commands.loading import load_model
 from vlm.evaluation.path_states import PathStates, path_states
+from vlm.evaluation.referral import drawn_order
 from vlm.evaluation.tables import into_card, markdown_table
 from vlm.evaluation.trajectory import ClipQuestion, read_clip_questions, select_clips
 from vlm.evaluation.trajectory_baselines import penalties
@@ -77,14 +78,17 @@ def inputs(data: PathStates, variant: Variant) -> tuple[Tensor, Tensor | float]:
     return hand_inputs(data.states, "left_right", data.observed if variant.past else None, variant.code)
 
 
-def fit(variant: Variant, data: PathStates, seed: int, steps: int, batch_size: int = 128, lr: float = 2e-3) -> Head:
+def fit(variant: Variant, data: PathStates, seed: int, steps: int, batch_size: int = 64, lr: float = 2e-3) -> Head:
     """A head trained from the beginning on the answered questions of `data`."""
     torch.manual_seed(seed)
     read, origin = inputs(data, variant)
     target, rows = data.target - origin, data.answered.nonzero().flatten()
     head = HEADS[variant.head](read.shape[-1], **variant.options)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    warm = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: min(1.0, (done + 1) / warm) * 0.5 * (1 + math.cos(math.pi * done / steps))
+    )
     for _ in range(steps):
         chosen = rows[torch.randint(len(rows), (batch_size,))]
         loss = head.loss(read[chosen], target[chosen], data.valid[chosen])["total"]
@@ -149,15 +153,28 @@ def _likelihood(questions: Sequence[ClipQuestion], replies: dict) -> dict[str, n
     return {"nll": nll, "inside": inside}
 
 
+def folds(questions: Sequence[ClipQuestion], count: int) -> list[int]:
+    """The part (0 … `count` - 1) that each question's video is in; parts have equally many videos, drawn by their names."""
+    order = drawn_order({question.cluster for question in questions}, 0, key=str)
+    part = {cluster: number % count for number, cluster in enumerate(order)}
+    return [part[question.cluster] for question in questions]
+
+
 def ablate(
-    train: PathStates, test: PathStates, questions: Sequence[ClipQuestion], out: Path, names: Sequence[str], seeds: int, steps: int
+    data: PathStates, questions: Sequence[ClipQuestion], out: Path, names: Sequence[str], seeds: int, steps: int, count: int
 ) -> None:
-    """A file of errors per variant and seed."""
+    """A file of errors per variant and seed: every question is judged by a head that learnt from the other parts' videos."""
+    parts = np.array(folds(questions, count))
     wanted = [(seed, name) for seed in range(seeds) for name in names if not _file(out, name, seed, steps).is_file()]
     for seed, name in tqdm(wanted, desc="heads", mininterval=5):
-        head = fit(VARIANTS[name], train, seed, steps)
+        found: dict[str, np.ndarray] = {}
+        for part in range(count):
+            rows = np.flatnonzero(parts == part)
+            head = fit(VARIANTS[name], data.of(np.flatnonzero(parts != part).tolist()), seed, steps)
+            for key, values in score(VARIANTS[name], head, data.of(rows.tolist()), [questions[row] for row in rows]).items():
+                found.setdefault(key, np.full((len(questions), *values.shape[1:]), np.nan))[rows] = values
         with atomic_path(_file(out, name, seed, steps)) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **score(VARIANTS[name], head, test, questions))
+            np.savez(file, **found)
 
 
 def _file(out: Path, name: str, seed: int, steps: int) -> Path:
@@ -197,33 +214,28 @@ def _difference(a: np.ndarray, b: np.ndarray, questions: Sequence[ClipQuestion])
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status; CommandError for what cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, required=True, help="clips that the model was not trained on, for the heads to learn from")
-    parser.add_argument("--test", type=Path, required=True, help="clips to judge the heads on")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of clips that the model was not trained on")
+    parser.add_argument("--split", default="test", help="of the folder (default test)")
+    parser.add_argument("--clips", type=int, help="at most so many clips")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="whose states (default: the shipped small model)")
     parser.add_argument("--out", type=Path, required=True, help="states, errors and the table; the same folder goes on where it stopped")
-    parser.add_argument("--train-clips", type=int, help="at most so many training clips")
-    parser.add_argument("--test-clips", type=int, help="at most so many clips to judge on")
+    parser.add_argument("--folds", type=int, default=2, help="parts of the videos; a head learns from all but the one it is judged on")
     parser.add_argument("--heads", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="the others are compared with the first")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400, help="of each head's training (default 400)")
+    parser.add_argument("--steps", type=int, default=200, help="of each head's training (default 200)")
     parser.add_argument("--card", type=Path, help="a document: the table goes between its markers <!-- evaluate:path-head -->")
     options = parser.parse_args(arguments)
-    loaded: list[Any] = []
-    found = []
-    for folder, clips, split in ((options.train, options.train_clips, "train"), (options.test, options.test_clips, "test")):
-        try:
-            questions = select_clips(read_clip_questions(folder, split=split), clips)
-            tracks = cached_tracks(folder, [(q.start, [Path(frame) for frame in q.frames]) for q in questions])
-            loaded = loaded or list(load_model(options.model))
-            kept = options.out / f"states_{split}_{clips or 'all'}"
-            found.append((questions, path_states(*loaded, questions, lambda q, tracks=tracks: tracks[q.start], kept)))
-        except (SampleError, ValueError) as error:
-            raise CommandError(str(error)) from error
-    (asked, train), (questions, test) = found
-    ablate(train, test, questions, options.out, options.heads, options.seeds, options.steps)
+    try:
+        questions = select_clips(read_clip_questions(options.data, split=options.split), options.clips)
+        tracks = cached_tracks(options.data, [(q.start, [Path(frame) for frame in q.frames]) for q in questions])
+        kept = options.out / f"states_{options.split}_{options.clips or 'all'}"
+        data = path_states(*load_model(options.model), questions, lambda question: tracks[question.start], kept)
+    except (SampleError, ValueError) as error:
+        raise CommandError(str(error)) from error
+    ablate(data, questions, options.out, options.heads, options.seeds, options.steps, options.folds)
     about = (
-        f"{int(train.answered.sum())} answers about `{options.train}` to learn from, {len(questions)} about `{options.test}` "
-        f"({int((~test.answered).sum())} without a path) to judge; {options.seeds} seeds, {options.steps} steps."
+        f"{len(questions)} answers about `{options.data}` ({int((~data.answered).sum())} without a path), videos in {options.folds} parts; "
+        f"{options.seeds} seeds, {options.steps} steps of 64 paths."
     )
     text = about + "\n\n" + table(questions, options.out, options.heads, options.seeds, options.steps)
     write_text(options.out / "table.md", text + "\n")

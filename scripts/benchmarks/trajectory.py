@@ -32,6 +32,9 @@ ANSWER = [*range(30, 49), *[VOCABULARY - 1] * PATH, 49]
 """24 tokens: words, the path, a full stop."""
 
 
+COMPARISONS = ("published", "batch", "futures")
+
+
 def main(arguments: list[str]) -> None:
     """Prints the operations, then each comparison."""
     parser = argparse.ArgumentParser(prog="bench.py trajectory", description=__doc__)
@@ -42,6 +45,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tower-layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--compare", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), help="some comparisons alone")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -49,9 +53,12 @@ def main(arguments: list[str]) -> None:
     clips = [clip_batch(model, seed) for seed in range(8)]
     place = f"{options.device}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     _operations(model, clips[0])
-    _against_published(model, clips[0], options.rounds, place)
-    _batches(model, clips, options.rounds, place)
-    _futures(model, clips[0], options.rounds, place)
+    if "published" in options.compare:
+        _against_published(model, clips[0], options.rounds, place)
+    if "batch" in options.compare:
+        _batches(model, clips, options.rounds, place)
+    if "futures" in options.compare:
+        _futures(model, clips[0], options.rounds, place)
 
 
 def small_handsonvlm(width: int, layers: int, tower_width: int, tower_layers: int) -> HandVLM:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pose_tools.files import atomic_path
 from pose_tools.views import View
 from vlm.answers import Paths
+from vlm.evaluation.asking import Asker
 from vlm.evaluation.trajectory import CONDITIONS, ClipQuestion, conversation
 from vlm.evaluation.trajectory_asking import path_reply
 from vlm.evaluation.trajectory_scoring import PathReply
@@ -42,6 +43,10 @@ class PathStates:
     target: Tensor
     valid: Tensor
     to_pixels: Tensor
+
+    def of(self, rows: Sequence[int]) -> PathStates:
+        """Those of some questions, in that order."""
+        return PathStates(**{field.name: getattr(self, field.name)[list(rows)] for field in fields(self)})
 
     def reply(self, number: int, points: Tensor, futures: Tensor | None = None, spread: Tensor | None = None) -> PathReply:
         """What a head said to question `number`, in pixels: `points` (2, T, 2), `futures` (K, 2, T, 2), `spread` (2, T, 2) of the grid."""
@@ -83,7 +88,7 @@ def path_states(
 def _answered(model: Any, processor: Any, questions: Sequence[ClipQuestion], tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
     turns = [conversation(q, CONDITIONS[0], tokens=lambda _, one=one: one, partner=q) for q, one in zip(questions, tokens, strict=True)]
     batch = processor(turns)
-    output = model.generate(**batch, max_new_tokens=64, do_sample=False)
+    output = model.generate(**batch, **Asker(model, processor).generation)
     texts, steps = processor.decode_answers(output, batch), model.config.trajectory["steps"]
     views = [views[-1] for views in batch["views"]]
     paths = [Paths.of(output, row, steps=steps) for row in range(len(texts))]
