@@ -164,7 +164,8 @@ def body_tokens(found: Recovered, intrinsics: np.ndarray) -> np.ndarray:
 def poses(result: ToolResult) -> list[BodyPose]:
     """The samples of a result as BodyPose; [] where nobody was found."""
     body = result.data["body"]
-    return [] if body is None else [BodyPose(**{name: np.array(value) for name, value in one.items()}) for one in body["samples"]]
+    rows: list[dict[str, Any]] = [] if body is None else [{k: np.array(value) for k, value in one.items()} for one in body["samples"]]
+    return [BodyPose(**row) for row in rows]
 
 
 def model() -> EgoHMR:
@@ -214,7 +215,7 @@ def draw(media: Media, result: ToolResult) -> np.ndarray:
     over = pictures.in_picture(image, vertices[0], faces, camera, box=body["bbox_xyxy"])
     words = f"{body['posture']}, {body['distance_m']:.1f} m, {sum(body['joints_visible'])} of 24 joints seen"
     scene = bare_floor(camera) if media.scene is None else np.asarray(media.scene, float)
-    side = pictures.in_scene(vertices[0], faces, scene[np.isfinite(scene).all(1)], up=result.data["up"], others=vertices[1:])
+    side = pictures.in_scene(vertices[0], faces, scene[np.isfinite(scene).all(1)], up=result.data["up"], others=list(vertices[1:]))
     return pictures.panels([[Canvas(over).caption(words).array(), side]], over.shape[0])
 
 
@@ -227,7 +228,8 @@ def export_glb(result: ToolResult, path: str | Path, scene: np.ndarray | None = 
 
     if result.data["body"] is None:
         raise ValueError("export_glb: nobody was found in the picture, there is nothing to write")
-    export_bodies(path, *_meshes(result), scene)
+    bodies, faces = _meshes(result)
+    export_bodies(path, list(bodies), faces, scene)
 
 
 def version() -> str:

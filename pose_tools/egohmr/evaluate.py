@@ -42,16 +42,16 @@ def touches(distance: Any, published: bool = False) -> Any:
 
 
 class Sums(NamedTuple):
-    """A score of n pictures: it is `total` (n,) over `count` (n,), each summed over whichever pictures are meant."""
+    """A score of n pictures: it is `total` (n,) over `weight` (n,), how much was scored, each summed over whichever pictures are meant."""
 
     total: np.ndarray
-    count: np.ndarray
+    weight: np.ndarray
 
     @property
     def value(self) -> float:
         """The score of all pictures; NaN where nothing was to be scored."""
-        count = self.count.sum()
-        return float(self.total.sum() / count) if count else float("nan")
+        weight = self.weight.sum()
+        return float(self.total.sum() / weight) if weight else float("nan")
 
 
 def joined(parts: Sequence[Mapping[str, Sums]]) -> dict[str, Sums]:

@@ -96,4 +96,4 @@ def _noise(numbers: Sequence[int], seed: int, draws: int, samples: int) -> torch
 def _split(pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, std: torch.Tensor | None = None) -> list[Bodies]:
     arrays = [value.cpu().numpy() for value in (pose, betas, transl)]
     deviations = [None] * len(pose) if std is None else list(std.cpu().numpy())
-    return [Bodies(*row, transl_std=deviation) for *row, deviation in zip(*arrays, deviations, strict=True)]
+    return [Bodies(p, b, t, deviation) for p, b, t, deviation in zip(*arrays, deviations, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def measure(sums: Sums, clusters: Sequence[str], unit: float = 1.0) -> str:
     value = sums.value
     if not np.isfinite(value):
         return "–"
-    found = ratio_of_means(sums.total, sums.count, clusters)
+    found = ratio_of_means(sums.total, sums.weight, clusters)
     bounds = "" if not np.isfinite(found.low) else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
     return f"{value:.{digits}f}{bounds}"
 
@@ -69,7 +70,7 @@ def facts(rows: Mapping[str, Scores], constant: Scores | None, clusters: Sequenc
             add(f"{name}: visible/mean pose", f"{name}, MPJPE of visible joints over the mean pose's",
                 _ratio(scores["MPJPE-vis"], constant["MPJPE-vis"], clusters))  # fmt: skip
         if np.isfinite(scores["APD-invis"].value):
-            both = (scores["APD-invis"].count > 0) & (scores["APD-vis"].count > 0)
+            both = (scores["APD-invis"].weight > 0) & (scores["APD-vis"].weight > 0)
             kept = [c for c, b in zip(clusters, both, strict=True) if b]
             add(f"{name}: spread hidden/visible", f"{name}, mean distance between two samples' hidden joints over that of visible ones",
                 ratio_of_means(scores["APD-invis"].total[both], scores["APD-vis"].total[both], kept))  # fmt: skip
@@ -83,12 +84,11 @@ def facts(rows: Mapping[str, Scores], constant: Scores | None, clusters: Sequenc
 
 def sureness(asked: Asked, predicted: Sequence[Bodies]) -> list[str]:
     """How often the true translation is within one and two of the standard deviations that the model gave, per axis; [] without any."""
-    given = [bodies for bodies in predicted if bodies.transl_std is not None]
-    if not given:
+    deviations = [bodies.transl_std for bodies in predicted if bodies.transl_std is not None]
+    if len(deviations) < len(predicted):
         return []
-    true = asked.data.rows["transl_pv"][asked.numbers]
-    z = np.abs(np.stack([b.transl[0] for b in given]) - true) / np.stack([b.transl_std for b in given])
-    mean = 1000 * np.stack([b.transl_std for b in given]).mean(0)
+    std, true = np.stack(deviations), asked.data.rows["transl_pv"][asked.numbers]
+    z, mean = np.abs(np.stack([bodies.transl[0] for bodies in predicted]) - true) / std, 1000 * std.mean(0)
     shares = ", ".join(f"{100 * (z < k).mean():.0f} % within {k} ({expected} % of a normal)" for k, expected in ((1, 68), (2, 95)))
     size = ", ".join(f"{value:.0f}" for value in mean)
     return [f"- translation's standard deviation: {size} mm in x, y, z in the mean; the truth is {shares}"]
@@ -105,7 +105,7 @@ def by_place(asked: Asked, rows: Mapping[str, Scores]) -> str:
         chosen = places == place
         cells = []
         for scores in rows.values():
-            values = [Sums(scores[name].total[chosen], scores[name].count[chosen]).value for name in names]
+            values = [Sums(scores[name].total[chosen], scores[name].weight[chosen]).value for name in names]
             cells += [f"{values[0]:.1f}", f"{values[1]:.1f}", f"{values[2]:.4f}"]
         lines.append([place, int(chosen.sum()), *cells])
     return tables.markdown_table(["place", "n", *(f"{row}: {name}" for row in rows for name in names)], lines)
@@ -115,7 +115,7 @@ def save(rows: Mapping[str, Scores], asked: Asked, out: Path) -> None:
     """scores.json with the values, and measures.npz picture by picture, which `compare` reads."""
     values = {row: {name: _number(sums.value) for name, sums in scores.items()} for row, scores in rows.items()}
     write_text(out / "scores.json", json.dumps({"pictures": len(asked.numbers), "rows": values}, indent=1) + "\n")
-    arrays = {f"{row}|{name}": np.stack(sums) for row, scores in rows.items() for name, sums in scores.items()}
+    arrays: Any = {f"{row}|{name}": np.stack(sums) for row, scores in rows.items() for name, sums in scores.items()}
     with atomic_path(out / "measures.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, ids=np.array(asked.ids), clusters=np.array(asked.clusters), **arrays)
 
@@ -136,7 +136,7 @@ def compare(first: Path, second: Path) -> str:
             if other not in sides[0]:
                 continue
             a, b = (Sums(*side[key][:, place]) for side, key, place in zip(sides, (other, name), places, strict=True))
-            if a.count.sum() and b.count.sum():
+            if a.weight.sum() and b.weight.sum():
                 unit = 0.001 if measured in UNITS else 1.0
                 rows.append([measured, measure(a, clusters, unit), measure(b, clusters, unit), _times(_ratio(b, a, clusters))])
     head = f"{len(shared)} pictures in {len(set(clusters))} recordings; 95 % intervals over recordings.\n\n"
@@ -162,9 +162,9 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
 
 def _ratio(above: Sums, below: Sums, clusters: Sequence[str]) -> Ratio:
     """Of two scores of the same pictures. Where both count the same points, their totals' ratio."""
-    if np.array_equal(above.count, below.count):
+    if np.array_equal(above.weight, below.weight):
         return ratio_of_means(above.total, below.total, clusters)
-    mean = [Sums(s.total / max(s.count.sum(), 1), s.count) for s in (above, below)]
+    mean = [Sums(s.total / max(s.weight.sum(), 1), s.weight) for s in (above, below)]
     return ratio_of_means(mean[0].total, mean[1].total, clusters)
 
 
