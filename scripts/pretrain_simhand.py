@@ -84,7 +84,7 @@ class PretrainingSettings:
 def read_pools(data: HandsSettings, seed: int) -> tuple[HandPool, HandPool, HandPool]:
     """Hands to learn from, those of them that the probe is fitted on, and those held out."""
     samples: Sequence[HandSample]
-    usable, points = None, None
+    points = None
     if data.kind == "shards":
         shards = HandShards(data.folder)
         samples = ShardSamples(shards)
@@ -92,20 +92,28 @@ def read_pools(data: HandsSettings, seed: int) -> tuple[HandPool, HandPool, Hand
     elif data.kind == "cache":
         samples = SampleCache(data.folder)
         clusters = [str(number) for number in samples.labels["annotation"]]
+        usable = np.isfinite(samples.labels["joints_2d"]).all((1, 2)) & samples.labels["valid"].all(1)
     else:
         opened = open_hands(data.kind, data.folder, "train", val_share=0.0, **data.options)
         samples, clusters = opened, [str(opened.cluster(i)) for i in range(len(opened))]
+        usable = np.array([whole(opened.label(i)) for i in range(len(opened))])
     videos = np.unique(clusters, return_inverse=True)[1]
     names, where = np.unique(clusters, return_index=True)
     kept = np.zeros(len(names), bool)
     kept[videos[where]] = [in_share(str(name), data.validation, seed) for name in names]
-    usable = np.ones(len(videos), bool) if usable is None else usable
     learn, judge = np.flatnonzero(~kept[videos] & usable)[: data.limit], np.flatnonzero(kept[videos] & usable)
     if len(learn) == 0 or len(judge) == 0:
-        raise TrainingError(f"{data.folder}: {len(learn)} hands to learn from and {len(judge)} to judge by: change data.validation")
+        raise TrainingError(f"{data.folder}: {len(learn)} hands to learn from and {len(judge)} to judge by: change data.validation"
+                            f" ({int((~usable).sum())} hands lack key points and are left out)")  # fmt: skip
     few = lambda numbers, most: numbers[np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int))]  # noqa: E731
     pools = [HandPool(samples, videos, chosen, points) for chosen in (learn, few(learn, 2 * data.judge), few(judge, data.judge))]
     return pools[0], pools[1], pools[2]
+
+
+def whole(label: HandSample) -> bool:
+    """Whether all 21 key points are known."""
+    known = label.joints_2d is not None and bool(np.isfinite(label.joints_2d).all())
+    return known and (label.joints_valid is None or bool(np.all(label.joints_valid)))
 
 
 def build(settings: PretrainingSettings) -> ContrastiveModel:
@@ -135,6 +143,9 @@ def fit(settings: PretrainingSettings) -> None:
     pool, probe, held_out = read_pools(settings.data, training.seed)
     mining = settings.mining
     partners = find_partners(pool, mining) if kind.mined else None
+    if partners is not None and not (partners >= 0).any():
+        raise TrainingError(f"{settings.data.folder}: none of {len(pool)} hands of {len(np.unique(pool.videos))} video(s) has a partner in "
+                            f"another video: {kind.name} needs hands of several videos (simclr and peclr do not)")  # fmt: skip
     task = PretrainingTask(pool, kind, probe, held_out, partners=partners, loss=settings.loss, size=settings.image_size, seed=training.seed)
     model = build(settings)
     if settings.synchronise_batch_norm:

@@ -11,6 +11,7 @@ import pytest
 from data.hand_shards import HandShards, ShardHand
 from data.hand_shards_writer import write_index, write_unit
 from data.shard_samples import ShardSamples
+from pose_tools.mano import sample_cache
 from pose_tools.simhand.encoder import load_encoder
 from pose_tools.simhand.experiments import experiment
 from pose_tools.simhand.hand_embedding import load_hand_encoder
@@ -26,6 +27,7 @@ from scripts.pretrain_simhand import (
     fit,
     publish,
     read_pools,
+    whole,
 )
 from tests.pose_tools.simhand.tiny_pretraining import samples, settings
 from vlm import settings as typed
@@ -116,3 +118,19 @@ def test_refusals(config):
         read_pools(replace(config.data, validation=0.0), 0)
     with pytest.raises(TrainingError, match="train first"):
         publish(config)
+
+
+def test_hands_without_all_key_points_are_left_out_of_every_kind(tmp_path):
+    hands = [replace(hand, annotation=number) for number, hand in enumerate(samples(30))]
+    hands[3], hands[4] = replace(hands[3], joints_valid=np.arange(21) > 0), replace(hands[4], joints_2d=None)
+    rows = [sample_cache.row(hands, 48, 1.9, number) for number in range(len(hands))]
+    sample_cache.build(rows, tmp_path / "hands", count=len(hands), size=48, margin=1.9, key="noise")
+    learn, _, judge = read_pools(HandsSettings(str(tmp_path / "hands"), validation=0.3), 0)
+    assert set(learn.numbers) | set(judge.numbers) == set(range(30)) - {3, 4}
+    assert whole(hands[0]) and not whole(hands[3]) and not whole(hands[4])
+
+
+def test_one_video_has_no_pairs(config, tmp_path):
+    np.savez(tmp_path / "pairs.npz", indices=np.full((36, 1), -1))
+    with pytest.raises(TrainingError, match=r"none of \d+ hands of \d+ video\(s\) has a partner in another video: simhand_w needs"):
+        fit(replace(config, mining=MiningSettings(pairs=str(tmp_path / "pairs.npz"))))
