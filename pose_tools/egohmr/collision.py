@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Protocol
 
 import torch
@@ -146,12 +147,8 @@ def packaged_field(package: str, smpl_folder: str | os.PathLike[str]) -> BodyFie
 
         model = smplx.create(str(smpl_folder), model_type="smpl", gender="neutral")
         if package == "coap":
-            from coap import attach_coap
-
-            return CoapField(attach_coap(model))
-        from VolumetricSMPL import attach_volume
-
-        return VolumetricSmplField(attach_volume(model))
+            return CoapField(import_module("coap").attach_coap(model))
+        return VolumetricSmplField(import_module("VolumetricSMPL").attach_volume(model))
     except ImportError as error:
         raise ImportError(f"{error}; install it with smplx and pytorch3d, or use the capsules, which need nothing") from error
 
