@@ -44,6 +44,8 @@ from vlm.evaluation.tables import into_card
 
 ROWS = {"random": "random initialisation", "simclr": "SimCLR", "peclr": "PeCLR", "simhand": "SiMHand", "simhand_w": "weighted SiMHand"}
 SHARES = (0.01, 0.1, 1.0)
+NAMES = [*(f"probe_{round(100 * share)}" for share in SHARES), "finetune_10"]
+HEADER = ("| pre-training | seeds | probe, 1 % | probe, 10 % | probe, 100 % | fine-tuned, 10 % |", "|---|---|---|---|---|---|")
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 FINETUNE_STEPS, FINETUNE_BATCH, FINETUNE_RATE = 300, 64, 1e-3
 WATCHED = 64
@@ -151,6 +153,8 @@ def compare(settings: PretrainingSettings, out: Path, rows: Sequence[str], seeds
             print(row, seed, {name: round(value, 2) for name, value in found.items()}, flush=True)
     results = [json.loads(path.read_text()) for path in sorted(out.glob("*/result.json"))]
     text = f"{about(settings, len(pools[0]), data)}\n\n{table(results)}"
+    if beside := differences(results):
+        text += f"\nEach row less the random initialisation of the same seed and labels (mean ± half the interval):\n\n{beside}"
     write_text(out / "table.md", text)
     print(text)
     if card:
@@ -169,14 +173,25 @@ def table(results: Iterable[dict]) -> str:
     results = list(results)
     if len(steps := {result["steps"] for result in results}) > 1:
         raise ValueError(f"the runs have {sorted(steps)} steps, a comparison needs equal compute: choose another --out")
-    names = [f"probe_{round(100 * share)}" for share in SHARES] + ["finetune_10"]
-    lines = ["| pre-training | seeds | probe, 1 % | probe, 10 % | probe, 100 % | fine-tuned, 10 % |", "|---|---|---|---|---|---|"]
+    lines = list(HEADER)
     for row, title in ROWS.items():
         mine = [result for result in results if result["row"] == row]
         if mine:
-            cells = [interval([result[name] for result in mine]) for name in names]
+            cells = [interval([result[name] for result in mine]) for name in NAMES]
             lines.append(f"| {title} | {len(mine)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def differences(results: Iterable[dict]) -> str:
+    """Markdown: each row less the random initialisation, seed by seed (a seed has its labels, which all rows share); "" without one."""
+    found = {(result["row"], result["seed"]): result for result in results}
+    lines = list(HEADER)
+    for row, title in ROWS.items():
+        seeds = [seed for name, seed in found if name == row and ("random", seed) in found]
+        if row != "random" and seeds:
+            cells = [interval([found[row, seed][name] - found["random", seed][name] for seed in seeds]) for name in NAMES]
+            lines.append(f"| {title} | {len(seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" if len(lines) > len(HEADER) else ""
 
 
 def interval(values: Sequence[float]) -> str:

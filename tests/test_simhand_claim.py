@@ -50,3 +50,13 @@ def test_smaller_shares_are_part_of_larger_ones():
 def test_interval_is_students():
     # half width 4.3027 · s / √3 for three seeds
     assert simhand_claim.interval([1.0, 2.0, 3.0]) == f"2.00 ± {4.3027 / np.sqrt(3):.2f}" and simhand_claim.interval([1.5]) == "1.50"
+
+
+def test_differences_are_seed_by_seed():
+    """A shift that every seed shares has no spread, however far apart the seeds are; seeds without a random run are left out."""
+    names = simhand_claim.NAMES
+    rows = [{"row": row, "seed": seed, "steps": 1} | dict.fromkeys(names, 10.0 * seed + shift)
+            for row, shift in (("random", 20.0), ("simhand", 18.5)) for seed in range(3)]  # fmt: skip
+    text = simhand_claim.differences([*rows, rows[3] | {"seed": 7, names[0]: 0.0}])
+    assert "| SiMHand | 3 | -1.50 ± 0.00 | -1.50 ± 0.00 |" in text and "random" not in text
+    assert simhand_claim.differences(rows[3:]) == ""
