@@ -26,6 +26,8 @@ from vlm.evaluation.trajectory_scoring import PathReply
 from vlm.trajectory_observed import observed_hands
 
 BATCH = 32
+Tokens = Callable[[ClipQuestion], np.ndarray]
+"""A question → the tracked hands (2 · frames, 11) of its clip."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class PathStates:
 
 
 def path_states(
-    model: Any, processor: Any, questions: Sequence[ClipQuestion], tokens: Callable[[ClipQuestion], np.ndarray], folder: Path
+    model: Any, processor: Any, questions: Sequence[ClipQuestion], tokens: Tokens, folder: Path
 ) -> PathStates:
     """The states of a model's answers, a file per batch in `folder`; what is there is not worked out again.
 
@@ -77,16 +79,15 @@ def path_states(
     for start in tqdm(range(0, len(questions), BATCH), desc=f"states of {len(questions)} answers", mininterval=5):
         path = folder / f"states-{start:06}.safetensors"
         if not path.is_file():
-            batch = questions[start : start + BATCH]
             with atomic_path(path) as temporary:
-                save_file(_answered(model, processor, batch, [tokens(question) for question in batch]), temporary)
+                save_file(_answered(model, processor, questions[start : start + BATCH], tokens), temporary)
         parts.append(load_file(path))
     return PathStates(**{field.name: torch.cat([part[field.name] for part in parts]) for field in fields(PathStates)})
 
 
 @torch.no_grad()
-def _answered(model: Any, processor: Any, questions: Sequence[ClipQuestion], tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    turns = [conversation(q, CONDITIONS[0], tokens=lambda _, one=one: one, partner=q) for q, one in zip(questions, tokens, strict=True)]
+def _answered(model: Any, processor: Any, questions: Sequence[ClipQuestion], tokens: Tokens) -> dict[str, Tensor]:
+    turns = [conversation(q, CONDITIONS[0], tokens=tokens, partner=q) for q in questions]
     batch = processor(turns)
     output = model.generate(**batch, **Asker(model, processor).generation)
     texts, steps = processor.decode_answers(output, batch), model.config.trajectory["steps"]
