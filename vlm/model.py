@@ -268,6 +268,7 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
             adapted = load_adapter(cls, pretrained_model_name_or_path, **kwargs)
             return (adapted, {}) if output_loading_info else adapted
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model._weight_conversions = []  # under ZeRO-3 transformers notes renamings for its own models, and would save ours by them
         problems = [
             f"{title}: {', '.join(sorted(str(key) for key in keys)[:10])}{' …' if len(keys) > 10 else ''} ({len(keys)})"
             for title, keys in (

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from data.synthetic.epic_writer import ClipSettings, make_clips
-from tests.runs import assert_close, losses, settings, weights
+from tests.runs import assert_close, settings, weights
 from tests.tiny import tiny
 from tests.vlm.test_vlm4hoi_training import run_group
 from vlm import HandVLM, HandVLMProcessor
@@ -53,7 +53,8 @@ def mixture(world: Path, kind: str, output: Path, **changes) -> FinetuneSettings
         {"kind": "lita", "name": name, "path": str(world / f"{name}.json"), "weight": weight, "options": options}
         for name, weight in (("pictures", 0.2), ("words", 0.4))
     ]
-    return settings(output, world / kind, world, {"datasets": sets}, **changes)
+    parts = {"vision_tower": {"mode": "freeze"}}  # as in the recipe
+    return settings(output, world / kind, world, {"datasets": sets}, parts=parts, **changes)
 
 
 def made_of(world: Path, kind: str) -> list[tuple[bool, bool]]:
@@ -66,7 +67,7 @@ def made_of(world: Path, kind: str) -> list[tuple[bool, bool]]:
 
 @pytest.mark.slow
 @pytest.mark.two_process
-@pytest.mark.parametrize("kind, engine", [("published", "ddp"), ("ours", "ddp"), ("published", "zero3"), ("ours", "zero3")])
+@pytest.mark.parametrize("kind, engine", [("ours", "ddp"), ("published", "zero3")])
 def test_two_processes_equal_one(world: Path, kind: str, engine: str, tmp_path: Path, root: Path, free_port: int) -> None:
     """The published loss depends on what a micro-batch holds, so that here one process takes two of one row."""
     steps = list(zip(*[iter(made_of(world, kind))] * 2, strict=True))
@@ -78,11 +79,19 @@ def test_two_processes_equal_one(world: Path, kind: str, engine: str, tmp_path: 
     script = root / ("scripts/finetune.py" if engine == "ddp" else "tests/vlm/zero_ranks.py")
     run_group([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port),
                str(script), str(config)], root)  # fmt: skip
-    assert losses(tmp_path / "two") == pytest.approx(losses(alone), rel=1e-4, abs=5e-5)
-    assert_close(alone, tmp_path / "two", atol=2e-4)
+    one, two = (_steps(folder) for folder in (alone, tmp_path / "two"))
+    assert two[0] == pytest.approx(one[0], rel=1e-5), "the loss and the gradient of the same weights"
+    assert two[1:, 0] == pytest.approx(one[1:, 0], rel=1e-5 if engine == "ddp" else 5e-4)  # DeepSpeed's updates round otherwise
+    assert_close(alone, tmp_path / "two", atol=2e-5 if engine == "ddp" else 5e-4)
     before = HandVLM.from_pretrained(world / kind).state_dict()
     still = {name for name, value in weights(alone).items() if name in before and torch.equal(value, before[name])}
     assert not [name for name in still if "vision_tower" not in name], "the head, the projector and the words learn"
+
+
+def _steps(folder: Path) -> np.ndarray:
+    """(steps, 2): the loss and the norm of the gradient."""
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return np.array([[entry["loss"], entry["grad_norm"]] for entry in entries if "loss" in entry])
 
 
 def _gathering(root: Path, folder: Path) -> Path:
