@@ -1,8 +1,9 @@
 """Sampling that avoids the scene: predicted bodies move along the gradient of their penetration.
 
 The gradient is taken per picture, of the *predicted* pose and with respect to the numbers that are moved (the normalised x_0), so its
-strength depends neither on the batch nor on the pose statistics, and it reaches the result, the last prediction, too. What the published
-system does instead is in compat.py.
+strength depends neither on the batch nor on the pose statistics nor on how densely the scene was sampled (a cloud of fewer points than the
+published 20,000 counts as often), and it reaches the result, the last prediction, too. What the published system does instead is in
+compat.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pose_tools.body_models import Smpl
 from pose_tools.egohmr.body import decode_pose, pose_body
 from pose_tools.egohmr.collision import BodyField, CapsuleField, penetration
 from pose_tools.egohmr.diffusion import Schedule
+from pose_tools.egohmr.scene import TARGET
 
 LEGS = (1, 2, 4, 5, 7, 8, 10, 11)
 """Hips, knees, ankles, feet: what a table or a sofa hides."""
@@ -56,6 +58,7 @@ class Guidance:
         if isinstance(field, CapsuleField) and field.smpl is smpl:  # which depend on joints and few vertices only
             field = field.lean
             smpl = field.body
+        strength = strength * TARGET / max(1, points.shape[1])
         joints = (leg_weights() if self.joints is None else self.joints).to(x0)[:, None]
         for _ in range(self.repeats):
             with torch.enable_grad():

@@ -215,6 +215,17 @@ def test_guidance_takes_the_body_out_of_the_scene(stage2, sampler):
     assert torch.allclose(alone["x0"][0], kept["x0"][0], atol=1e-3)
 
 
+def test_guidance_does_not_depend_on_how_densely_the_scene_was_sampled(stage2):
+    features, guidance = stage2.encode(BATCH), Guidance(Balls(), most=None)
+    x0 = 0.3 * normal(13, (2, 24, 6))
+
+    def moved(points):
+        return guidance.move(x0, 5, features.betas, points, stage2.smpl, stage2.mean, stage2.std, stage2.schedule)
+
+    assert not torch.equal(moved(features.points), x0)
+    torch.testing.assert_close(moved(features.points.repeat(1, 3, 1)), moved(features.points), rtol=1e-4, atol=1e-5)
+
+
 def test_published_guidance_is_a_gradient_of_the_noisy_pose(stage2):
     from pose_tools.egohmr.collision import inside_box
 
