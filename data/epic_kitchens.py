@@ -125,7 +125,8 @@ def trajectory_label(
 
     Returns `future_hands` (2, 5, 2) float32, hands left, right: the last observed moment, then +0.25 … +1 s, a missing hand below the
     picture; `future_valid` (2,) bool, whether a hand has a label; `step_known` (2, 5) bool, whether a point is labelled; `step_valid`
-    (2, 5) bool, whether it is also inside the picture. Raises EpicError for another shape or points that are not finite, UnsafePickleError for a file with code in it.
+    (2, 5) bool, whether it is also inside the picture. Raises EpicError for another shape or points that are not finite,
+    UnsafePickleError for a file with code in it.
     """
     where = "trajectory label"
     if isinstance(label, (str, Path)):

@@ -44,7 +44,8 @@ def test_values_and_gradients_agree_with_smplx(mano):
             out = theirs(global_orient=given[0][:, :1], hand_pose=given[0][:, 1:], betas=given[1], transl=given[2])
             vertices, joints = out.vertices, out.joints[:, :16]
         weights = torch.linspace(-1, 1, vertices[0].numel()).view_as(vertices[0])
-        gradients.append((vertices.detach(), joints.detach(), *torch.autograd.grad((vertices * weights).sum() + joints.square().sum(), given)))
+        total = (vertices * weights).sum() + joints.square().sum()
+        gradients.append((vertices.detach(), joints.detach(), *torch.autograd.grad(total, given)))
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
