@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--no-guidance", action="store_true")
     options = parser.parse_args(arguments)
     stage, batch = make(options.images, options.points)
-    guidance = None if options.no_guidance else Guidance(CapsuleField(stage.smpl))
+    guidance = None if options.no_guidance else Guidance(CapsuleField(stage.smpl), repeats=1)
     noise = torch.randn(options.steps + 1, options.images, options.samples, 144, generator=torch.Generator().manual_seed(1))
     both = {"ours": ours, "the published way": published}
     for way in both.values():  # warms up: two steps
