@@ -81,7 +81,8 @@ def test_two_processes_equal_one(world: Path, kind: str, engine: str, tmp_path: 
                str(script), str(config)], root)  # fmt: skip
     one, two = (_steps(folder) for folder in (alone, tmp_path / "two"))
     assert two[0] == pytest.approx(one[0], rel=1e-5), "the loss and the gradient of the same weights"
-    assert two[1:, 0] == pytest.approx(one[1:, 0], rel=1e-5 if engine == "ddp" else 5e-4)  # DeepSpeed's updates round otherwise
+    # ZeRO-3's first losses and gradients are equal, its updates then drift by 1.5e-4, always alike; why is not known
+    assert two[1:, 0] == pytest.approx(one[1:, 0], rel=1e-5 if engine == "ddp" else 5e-4)
     assert_close(alone, tmp_path / "two", atol=2e-5 if engine == "ddp" else 5e-4)
     before = HandVLM.from_pretrained(world / kind).state_dict()
     still = {name for name, value in weights(alone).items() if name in before and torch.equal(value, before[name])}
