@@ -125,7 +125,8 @@ class StageTask:
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         terms = model(batch)
-        return {name: terms.get(name, torch.zeros(())) * len(batch["img"]) for name in self.weights}
+        absent = batch["img"].new_zeros(())  # such as `transl_nll` of a stage without that head; on the terms' device
+        return {name: terms.get(name, absent) * len(batch["img"]) for name in self.weights}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Millimetres on held-out pictures: stage 1's most likely body, or one of stage 2's by DDIM in five steps.
