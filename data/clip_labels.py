@@ -18,6 +18,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from data.epic_kitchens import LABEL_STEPS, EpicError, frame_path, observed_fram
 from data.synthetic import journal
 from data.synthetic.epic_writer import COLUMNS
 from pose_tools.camera_motion import move, register
-from pose_tools.files import atomic_path, write_text
+from pose_tools.files import FolderBusyError, atomic_path, exclusive, write_text
 from pose_tools.track import Detector, track_hands
 from pose_tools.types import SIDES
 from pose_tools.video import VideoError, probe, read_frames
@@ -70,7 +71,8 @@ def make_labels(
         yield from journal.fill(out, JOURNAL, MANIFEST, about, write, len(windows), workers)
     finally:
         if (out / JOURNAL).is_file():
-            write_folder(out)
+            with suppress(FolderBusyError), exclusive(out):  # who else is writing here ends with the folder himself
+                write_folder(out)
 
 
 def read_windows(out: str | Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from pose_tools.contact_sheet import contact_sheet
 from pose_tools.image_io import read_image, write_image
 from pose_tools.render import Canvas
 from pose_tools.render_path import Paths, draw_paths
+from pose_tools.sampling import evenly
 
 LONGEST = 512
 
@@ -20,7 +21,7 @@ def write_sheet(out: str | Path, count: int = 12) -> Path:
     """Draws `count` of the clips of a prepared folder, evenly spread, into `sheet.jpg`. ValueError when there is none."""
     out = Path(out)
     used = [record for record in read_windows(out) if not record["left_out"]]
-    chosen = [used[number] for number in np.unique(np.linspace(0, len(used) - 1, min(count, len(used))).astype(int))] if used else []
+    chosen = [used[number] for number in evenly(len(used), count)]
     pictures, captions = [], []
     for record in chosen:
         frame = read_image(out / record["frames"][-1])

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Moment:
-    """One row of the user's file, times in seconds."""
+    """One row of the user's file, times in seconds; `video` as it is named there."""
 
     video: str
     start: float
@@ -122,7 +123,7 @@ def _moment(row: Mapping[str, Any], columns: Mapping[str, str | None], where: st
     if not re.fullmatch(r"\w*", values["participant"]):
         raise EpicError(f"{where}: participant {values['participant']!r}: letters, digits and underscores only")
     named = PurePosixPath(values["video"].replace("\\", "/"))
-    return Moment(str(named.with_suffix("")), start, stop, values["narration"], values["verb"], values["noun"], values["participant"])
+    return Moment(str(named), start, stop, values["narration"], values["verb"], values["noun"], values["participant"])
 
 
 def _seconds(text: str, where: str) -> float:
@@ -137,18 +138,15 @@ def plan(
 ) -> tuple[dict[str, list[Window]], dict[str, str]]:
     """Windows by video, and why a video has none because it cannot be read.
 
-    Raises EpicError for rows whose video is not among `sources`, and for a participant's name that cannot be one of a folder.
+    Raises EpicError for rows whose video is not among `sources`, or could be several, and for a participant's name that cannot be one of a
+    folder.
     """
     if not re.fullmatch(r"\w+", participant):
         raise EpicError(f"participant {participant!r}: letters, digits and underscores only")
     by_video: dict[str, list[Moment]] = {name: [] for name in sources}
-    names = {alias: name for name, source in sources.items() for alias in (name, source.video_id, source.path.stem)}
-    strangers = sorted({moment.video for moment in moments or () if moment.video not in names})
-    if strangers:
-        raise EpicError(f"the action file names {len(strangers)} videos that are not there, first {strangers[0]!r}; there are "
-                        f"{', '.join(sorted(sources)[:5])}")  # fmt: skip
+    asked = _sources_of(moments or (), sources)
     for moment in moments or ():
-        by_video[names[moment.video]].append(moment)
+        by_video[asked[moment.video]].append(moment)
     windows: dict[str, list[Window]] = {}
     unread: dict[str, str] = {}
     for name, source in sources.items():
@@ -161,3 +159,24 @@ def plan(
         except VideoError as error:
             windows[name], unread[name] = [], str(error)
     return windows, unread
+
+
+def _sources_of(moments: Sequence[Moment], sources: Mapping[str, Source]) -> dict[str, str]:
+    """Which source is meant by each name of a video in the rows: its whole name, or the file's alone, with or without the ending."""
+    whole = {alias: {name} for name, source in sources.items() for alias in (name, source.video_id)}
+    alone: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        alone.setdefault(source.path.stem, set()).add(name)
+    meant: dict[str, set[str]] = {}
+    for video in sorted({moment.video for moment in moments}):
+        bare = splitext(video)[0]
+        meant[video] = whole.get(video) or whole.get(bare) or alone.get(video) or alone.get(bare, set())
+    strangers = [video for video, names in meant.items() if not names]
+    if strangers:
+        raise EpicError(f"the action file names {len(strangers)} videos that are not there, first {strangers[0]!r}; there are "
+                        f"{', '.join(sorted(sources)[:5])}")  # fmt: skip
+    for video, names in meant.items():
+        if len(names) > 1:
+            paths = ", ".join(str(sources[name].path) for name in sorted(names))
+            raise EpicError(f"the action file names {video!r}, which may be {paths}; name it with its folder")
+    return {video: name for video, (name,) in meant.items()}

@@ -27,10 +27,9 @@ from pose_tools.body_models.read import read_plain_pickle
 from pose_tools.egohmr.body import MIRROR_BODY_25, MIRROR_SMPL, bodies_by_gender
 from pose_tools.egohmr.camera import FOCAL_UNIT
 from pose_tools.egohmr.prepare import BOX_SCALE, MEAN, SIDE, STD
-from pose_tools.egohmr.scene import FLIP_YZ, transform
+from pose_tools.egohmr.scene import transform
 from pose_tools.geometry import axis_angle_to_matrix, matrix_to_axis_angle
 from pose_tools.image_io import read_image
-from pose_tools.views import crop
 
 ANNOTATIONS = "annotation_egocentric_smpl_npz/egocapture_{split}_smpl.npz"
 FIELDS = {
@@ -158,10 +157,11 @@ class EgoBody:
         """One picture, as arrays named as in the published loader.
 
         img (3, side, side) normalised; keypoints_2d (25, 3) in the crop's units and orig_keypoints_2d in the picture's (pixel / size
-        − 0.5, confidence); keypoints_2d_vis_mask (25,); keypoints_3d (24, 3) crop camera and keypoints_3d_full, metres; smpl_params
-        {global_orient (3,), body_pose (69,), betas (10,), transl (3,)} axis-angle; gender 0 male, 1 female; fx (pixels / 1500), cam_cx,
-        cam_cy, box_center (2,), box_size in pixels; image_size (2,); with `scenes` scene_pcd_verts_full (N, 3); with `transl`
-        stage1_transl_full (3,); transf_kinect2holo, transf_holo2pv (4, 4); imgname.
+        − 0.5, confidence); keypoints_2d_vis_mask (25,): found, and inside the crop; keypoints_3d (24, 3) crop camera and
+        keypoints_3d_full, metres; smpl_params {global_orient (3,), body_pose (69,), betas (10,), transl (3,)} axis-angle; gender 0 male,
+        1 female; fx (pixels / 1500), cam_cx, cam_cy, box_center (2,), box_size in pixels; image_size (2,); with `scenes`
+        scene_pcd_verts_full (N, 3); with `transl` stage1_transl_full (3,); transf_kinect2holo, transf_holo2pv (4, 4), the latter into the
+        headset camera's own axes (`scene.FLIP_YZ` leads on into ours); imgname.
         """
         if augmentation is None:
             drawn = Augmentation.draw(np.random.default_rng([self.seed, index, epoch])) if self.augment else Augmentation()
@@ -181,8 +181,8 @@ class EgoBody:
 
     def _labels(self, index: int, epoch: int, drawn: Augmentation, size: tuple[int, int]) -> Batch:
         row = {name: np.asarray(self.rows[name][index], dtype=np.float64) for name in (*NUMBERS, "3d_joints_pv")}
-        side = float(row["scale"]) * 200 * BOX_SCALE
-        centre = row["center"] + side * np.array(drawn.shift)
+        side = float(np.float32(row["scale"] * BOX_SCALE) * np.float32(200))
+        centre = row["center"].astype(np.float32) + side * np.array(drawn.shift)
         name, gender, intrinsics = self.name(index), self.gender(index), self.intrinsics(index)
         moved = _Moved(drawn, centre, side, intrinsics, row["transl_pv"], size, self.side)
         joints = row["3d_joints_pv"][:24]
@@ -190,9 +190,10 @@ class EgoBody:
         orient, body_pose = moved.pose(row["global_orient_pv"], row["pose"])
         joints_crop, joints_full = moved.points(joints, MIRROR_SMPL)
         transl = joints_full[0] - rest_pelvis(self.bodies[gender], row["shape"]) if drawn != Augmentation() else row["transl_pv"]
+        found_inside = (in_crop[:, 2] > 0) & (np.abs(in_crop[:, :2]) <= 0.5).all(1)
         found: Batch = {
             "imgname": name, "crop": moved.crop, "keypoints_2d": in_crop, "orig_keypoints_2d": keypoints,
-            "keypoints_2d_vis_mask": keypoints[:, 2] > 0, "keypoints_3d": joints_crop, "keypoints_3d_full": joints_full,
+            "keypoints_2d_vis_mask": found_inside, "keypoints_3d": joints_crop, "keypoints_3d_full": joints_full,
             "smpl_params": {"global_orient": orient, "body_pose": body_pose, "betas": row["shape"], "transl": transl},
             "has_smpl_params": dict.fromkeys(("global_orient", "body_pose", "betas", "transl"), True),
             "smpl_params_is_axis_angle": {"global_orient": True, "body_pose": True, "betas": False, "transl": False},
@@ -200,7 +201,7 @@ class EgoBody:
             "cam_cx": moved.mirrored(intrinsics[0, 2], size[0]), "cam_cy": intrinsics[1, 2],
             "box_center": np.array([moved.mirrored(centre[0], size[0] - 1), centre[1]]), "box_size": side * drawn.scale,
             "image_size": np.array(size, dtype=np.float64), "transf_kinect2holo": self.cameras.kinect_to_holo(name),
-            "transf_holo2pv": FLIP_YZ @ self.cameras.holo_to_camera(name),
+            "transf_holo2pv": self.cameras.holo_to_camera(name),
         }  # fmt: skip
         if self.scenes is not None:
             found["scene_pcd_verts_full"] = moved.points(self._thinned(self.scene_points(index), index, epoch))[1]
@@ -224,9 +225,7 @@ class _Moved:
     ) -> None:
         self.drawn, self.size, self.out = drawn, size, out
         self.centre = np.array([self.mirrored(centre[0], size[0] - 1), centre[1]])
-        half = side * drawn.scale / 2
-        box = np.concatenate([self.centre - half, self.centre + half])
-        self.crop = crop(box, out, rotation=-drawn.turn).matrix[:2]
+        self.crop = crop_matrix(self.centre, side * drawn.scale, drawn.turn, out)
         angle = np.deg2rad(-drawn.turn)
         self.turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
         focal, depth = intrinsics[0, 0], transl[2]
@@ -267,6 +266,18 @@ class _Moved:
             pose = pose[list(MIRROR_SMPL)] * [1, -1, -1]
         turned = torch.from_numpy(self.turn) @ axis_angle_to_matrix(torch.from_numpy(pose[:1].copy()))
         return matrix_to_axis_angle(turned)[0].numpy(), pose[1:].reshape(69)
+
+
+def crop_matrix(centre: np.ndarray, side: float, turn: float, out: int) -> np.ndarray:
+    """(2, 3) from a picture to the crop of `out` pixels around a square box, turned by −`turn` degrees.
+
+    From the box's centre and two sides' middles in single precision, as published: with more digits, one in a thousand of the crop's
+    pixels is another grey level.
+    """
+    half, angle = float(np.float32(side / 2)), np.pi * turn / 180
+    down, right = half * np.array([-np.sin(angle), np.cos(angle)]), half * np.array([np.cos(angle), np.sin(angle)])
+    points = centre + np.array([[0, 0], down, right], dtype=np.float32)
+    return cv2.getAffineTransform(points.astype(np.float32), np.array([[0.5, 0.5], [0.5, 1], [1, 0.5]], np.float32) * out)
 
 
 def normalised_crop(

@@ -44,11 +44,14 @@ ANNOTATION_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv")
 
 @dataclass(frozen=True)
 class ClipAction:
-    """An action that can be asked about: its row, its label's paths (2, T, 2) in pixels and which points it has (2, T), left, right."""
+    """An action that can be asked about: its row, its label's paths (2, T, 2) in pixels and which points it has (2, T), left, right;
+    `now` (2, 2) and `now_valid` (2,) the same of the last observed moment."""
 
     action: Action
     future: np.ndarray
     valid: np.ndarray
+    now: np.ndarray
+    now_valid: np.ndarray
     about: dict[str, Any] = field(default_factory=dict)
     """What the synthetic journal says beside: side, goal, kind, phase, nearest."""
 
@@ -56,7 +59,7 @@ class ClipAction:
 @dataclass(frozen=True)
 class Clip:
     """Observed frames, first to last, and the actions that begin from them. `name` is the last frame's path under the root; `past`
-    (2, frames, 2) pixels of the last frame and `past_valid` (2, frames), hands left, right, or None where nothing is known."""
+    (2, frames, 2) pixels of the last frame and `past_valid` (2, frames), hands left, right; None where labels tell its moment alone."""
 
     name: str
     frames: tuple[Path, ...]
@@ -79,7 +82,7 @@ class EpicClips:
         limit: only the first so many clips.
         tolerance: largest share of actions that may be unusable.
         wording: None asks in our words; "narration", "reasoning" and "action" hold HandsOnVLM's conversations (see
-            `data.epic_conversations`), whose paths count hand by hand, steps outside the frame too.
+            `data.epic_conversations`), whose paths count hand by hand, steps outside the frame too, also where a label has no hand.
         questions: for "reasoning", the file of questions; clips that are not in it are left out.
         paraphrases: a file of them; with chance `paraphrase_rate` one stands for a narration ("narration", "action").
 
@@ -159,7 +162,7 @@ class EpicClips:
         for members in tqdm(starts.values(), desc=f"{self.root.name} clips", unit="clip", disable=None if len(starts) > 2000 else True):
             if limit is not None and len(clips) >= limit:
                 break
-            if self.questions and not self._is_asked(members[0]):
+            if self.wording == "reasoning" and not self._is_asked(members[0]):
                 continue
             clip = self._clip(members, known)
             if clip is not None:
@@ -203,12 +206,12 @@ class EpicClips:
             logger.debug("action %d: %s", action.uid, error)
             self.skipped["have no label, or a broken one"] += 1
             return None
-        future = label["future_hands"][:, 1:].astype(np.float64)
-        known_points = label["step_known"][:, 1:]
-        if not known_points.any():
+        points, known_points = label["future_hands"].astype(np.float64), label["step_known"]
+        future, known_points, now, now_valid = points[:, 1:], known_points[:, 1:], points[:, 0], known_points[:, 0]
+        if not known_points.any() and self.wording is None:  # the published conversations are held, and counted, without hands, too
             self.skipped["have a label without hands"] += 1
             return None
-        return ClipAction(action, future, known_points, known[action.uid][1] if action.uid in known else {})
+        return ClipAction(action, future, known_points, now, now_valid, known[action.uid][1] if action.uid in known else {})
 
     def _report(self, actions: int, tolerance: float) -> None:
         lost = sum(self.skipped.values())
@@ -226,8 +229,7 @@ class EpicClips:
     def samples(self, index: int, *, split: str, seed: int) -> list[Sample]:
         """All that is asked about clip `index`: a function of the arguments."""
         clip = self.clips[index]
-        with Image.open(clip.frames[-1]) as picture:
-            size = picture.size
+        size = _size(clip.frames[-1])
         return [self._sample(clip, action, size, split, seed) for action in clip.actions]
 
     def _sample(self, clip: Clip, action: ClipAction, size: tuple[int, int], split: str, seed: int) -> Sample:
@@ -246,22 +248,25 @@ class EpicClips:
             messages = [user(video, words), assistant(*([{"type": "box", "bbox_xyxy": goal}] if goal else []), part)]
         else:
             messages = self._published(clip, action, video, rng)
+        past: tuple[Any, ...] = (clip.past, clip.past_valid, self.times)
+        if clip.past is None:
+            past = (action.now[:, None], action.now_valid[:, None], self.times[-1:])
         dataset, licence = ("synthetic clips", "Apache-2.0") if about else ("epic_kitchens", "CC BY-NC 4.0")
         return Sample(
             id=f"{row.video_id}-{row.uid}",
             messages=messages,
             source=Source(dataset, row.video_id, row.start_frame, licence),
             targets={
-                "kind": "trajectory", "future": points, "valid": valid, "past": clip.past, "past_valid": clip.past_valid,
-                "past_times": self.times, "future_times": self.future_times, "size": size, "narration": row.narration, "side": side,
-                "goal": _goal(about), "goal_point": _middle(about.get("goal_box")), "action": about.get("kind"), "start": clip.name,
-                "phase": about.get("phase"),
+                "kind": "trajectory", "future": points, "valid": valid, "labelled": action.valid.any(-1), "past": past[0],
+                "past_valid": past[1], "past_times": past[2], "future_times": self.future_times, "size": size,
+                "narration": row.narration, "side": side, "goal": _goal(about), "goal_point": _middle(about.get("goal_box")),
+                "action": about.get("kind"), "start": clip.name, "phase": about.get("phase"),
             },
         )  # fmt: skip
 
     def _published(self, clip: Clip, action: ClipAction, video: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
-        valid = action.valid
-        part = {"type": "trajectory", "points": np.where(valid[..., None], action.future, 0.0), "valid": valid}
+        there = np.expand_dims(action.valid.any(1), (1, 2))
+        part = {"type": "trajectory", "points": np.where(there, action.future, 0.0), "valid": action.valid}
         if self.wording == "reasoning":
             asked = self.questions[clip.name]
             return question_turns(asked[int(rng.integers(len(asked)))], video, part, rng)
@@ -271,6 +276,15 @@ class EpicClips:
         if self.wording == "action":
             return question_turns(action_question(row, rng), video, part, rng)
         return narration_turns(row, video, part, rng)
+
+
+def _size(frame: Path) -> tuple[int, int]:
+    """(width, height) of a picture, of its header alone."""
+    try:
+        with Image.open(frame) as picture:
+            return picture.size
+    except (OSError, ValueError, SyntaxError) as error:  # PIL's, for broken headers
+        raise EpicError(f"{frame}: not a picture that can be read ({error}); get it again, or delete it to leave its clips out") from error
 
 
 def _goal_box(record: dict[str, Any], action: dict[str, Any]) -> list[float] | None:

@@ -82,12 +82,15 @@ def read_actions(path: str | Path, first_uid: int = 0) -> list[Action]:
     path = Path(path)
     if not path.is_file():
         raise EpicError(f"{path}: no such file; the annotations are at github.com/epic-kitchens/epic-kitchens-100-annotations")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise EpicError(f"{path}: no columns {', '.join(lacking)}; expected an EPIC-KITCHENS-100 annotation file")
-        return [_action(row, first_uid + number, f"{path}, row {number + 1}") for number, row in enumerate(reader)]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise EpicError(f"{path}: no columns {', '.join(lacking)}; expected an EPIC-KITCHENS-100 annotation file")
+            return [_action(row, first_uid + number, f"{path}, row {number + 1}") for number, row in enumerate(reader)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EpicError(f"{path}: no csv file of annotations ({error}); fetch it again") from None
 
 
 def _action(row: Mapping[str, Any], uid: int, where: str) -> Action:

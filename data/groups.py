@@ -167,10 +167,11 @@ def _clip_trajectory(
     `offer_share` of the groups. `options` as for `data.epic_clips.EpicClips`."""
     from data.epic_clips import EpicClips
     from data.epic_kitchens import EpicError
+    from pose_tools.body_models.read import UnsafePickleError
 
     try:
         clips = EpicClips(path, limit=limit, **options)
-    except EpicError as error:
+    except (EpicError, UnsafePickleError) as error:
         raise DatasetError(str(error)) from error
 
     def read(index: int, epoch: int) -> list[Sample]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pose_tools.image_io import read_image
+from pose_tools.sampling import evenly
 from pose_tools.types import HandPose, HandSample, Side
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def check_parameters(hands: HandSet, count: int = CHECKED, tolerance: float | No
     tolerance = hands.tolerance if tolerance is None else tolerance
     errors: dict[str, list[float]] = {}
     worst, worst_index = -1.0, -1
-    for index in np.unique(np.linspace(0, len(hands) - 1, min(count, len(hands))).astype(int)):
+    for index in evenly(len(hands), count):
         label = hands.label(int(index))
         if label.pose is None or label.joints_3d is None or label.pose.joints_3d is None:
             continue

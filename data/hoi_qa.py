@@ -162,7 +162,7 @@ def _conversation(key: Any, row: dict[str, Any], frame: Path, where: str) -> Ite
     size = _frame_size(frame)
     messages: list[dict[str, Any]] = []
     for number in range(0, len(turns), 2):
-        question = turns[number].replace("<image>", "").replace("\n", "").strip()
+        question = turns[number] if number else turns[number].replace("<image>", "").replace("\n", "").strip()
         picture = [{"type": "image", "image": str(frame)}] if number == 0 else []
         messages += [user(*picture, question), assistant(*answer_parts(turns[number + 1], size))]
     # an evaluator scores the last answer
@@ -179,7 +179,8 @@ def _conversation(key: Any, row: dict[str, Any], frame: Path, where: str) -> Ite
 def answer_parts(answer: str, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Text and box parts of an answer whose boxes are hundredths of a frame of `size` (width, height).
 
-    A phrase right before its box (<p>cup</p> {…}) becomes the box's label. What looks like a box but is none stays text.
+    A phrase right before its box (<p>cup</p> {…}) becomes the box's label. What looks like a box but is none stays text. `gap` keeps what
+    stood before a part, so that the parts written in the same dialect are the answer.
     """
     parts: list[dict[str, Any]] = []
     done = 0
@@ -189,15 +190,24 @@ def answer_parts(answer: str, size: tuple[int, int]) -> list[dict[str, Any]]:
         before = answer[done : found.span[0]]
         label = _LABEL.search(before)
         start = done + label.start() if label else found.span[0]
-        if lead := answer[done:start].replace("<delim>", "").strip():
-            parts.append(text(lead))
+        words, gap = _words(answer[done:start])
+        parts += words
         box = [v * side for v, side in zip(found.box, size * 2, strict=True)]
-        part = {"type": "box", "bbox_xyxy": box, "verbatim": answer[start : found.span[1]], "dialect": DIALECT}
+        part = {"type": "box", "bbox_xyxy": box, "verbatim": answer[start : found.span[1]], "dialect": DIALECT, "gap": gap}
         parts.append({**part, "label": label.group(1)} if label else part)
         done = found.span[1]
     if rest := answer[done:].strip():
-        parts.append(text(rest))
+        parts.append({**text(rest), "gap": answer[done:].partition(rest)[0]} if parts else text(rest))
     return parts or [text(answer)]
+
+
+def _words(between: str) -> tuple[list[dict[str, Any]], str]:
+    """The text part of what stands between two boxes, if there are words in it, and what stands behind that."""
+    words = between.strip()
+    if not words.replace("<delim>", "").strip():
+        return [], between
+    before, _, behind = between.partition(words)
+    return [{**text(words), "gap": before}], behind
 
 
 def _referral(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:

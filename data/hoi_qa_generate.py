@@ -160,11 +160,14 @@ def _contact(hand: Hand, write: Any) -> list[Pair]:
 
 
 def _holding(frame: Frame) -> list[Pair]:
-    """Which hand, or both, holds each thing; hands of which nothing is known leave the question out."""
+    """Which hand, or both, holds each thing; hands of which nothing is known leave the question out, as do two things of one name."""
     if any(hand.held is None for hand in frame.hands):
         return []
+    things = list(dict.fromkeys(hand.held for hand in frame.hands if isinstance(hand.held, tuple)))
     found = []
-    for noun, box in dict.fromkeys(hand.held for hand in frame.hands if isinstance(hand.held, tuple)):
+    for noun, box in things:
+        if [name for name, _ in things].count(noun) > 1:
+            continue
         sides = [hand.side for hand in frame.hands if hand.held == (noun, box)]
         found.append(("Q4", f"[vqa] Which hand holds the {noun}?", "both hands" if len(sides) == 2 else f"{sides[0]} hand"))
     return found

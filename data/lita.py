@@ -18,18 +18,18 @@ SHORT_ANSWER = {
 """What the published prompts of a video question set end with."""
 
 _TOKEN = re.compile(r"<t(\d{1,3})>")
-_SECONDS = re.compile(r"<(\d+(?:\.\d*)?)>")
+_SECONDS = re.compile(r"<(\d+(?:\.\d*)?|\.\d+)>")
 _CAPTION = re.compile(r"<t(\d{1,3})>\s*<t(\d{1,3})>([^<]*(?:<(?!t\d{1,3}>)[^<]*)*)")
 
 Event = tuple[float, float]
 
 
 def format_time(seconds: float, duration: float, tokens: int = TIME_TOKENS) -> str:
-    """The token of a moment: round((tokens − 1) · seconds / duration), moments outside the clip at its ends."""
+    """The token of a moment: round((tokens − 1) · (seconds / duration)), moments outside the clip at its ends."""
     _check(duration)
     if not math.isfinite(seconds):
         raise ValueError(f"a moment at {seconds} s is not a number")
-    index = round((tokens - 1) * seconds / duration)
+    index = round((tokens - 1) * (seconds / duration))  # in this order: a moment half-way between two tokens depends on it
     return f"<t{min(max(index, 0), tokens - 1)}>"
 
 

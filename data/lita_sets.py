@@ -31,7 +31,8 @@ TASKS = ("dvc", "event_loc", "temporal_reasoning", "vidqa", "imgqa")
 TEMPORAL_TASKS = ("dvc", "event_loc", "temporal_reasoning")
 """Those whose answers name moments."""
 FRAMES = 100
-"""Frames of a video that are looked at, spread evenly (halves round to even)."""
+"""Frames of a video that are looked at, spread evenly (halves round to even); a shorter video's come several times, next to each other,
+so that the k-th frame is the moment that `<tk>` means."""
 _PICTURES = (".jpg", ".jpeg", ".png")
 Turns = list[tuple[str, str]]
 
@@ -48,7 +49,7 @@ class LitaSet:
         task: one of TASKS.
         media: the folder with a folder of frames per video (in the order of their names), or with the pictures of "imgqa".
         name: the data set's; "nextqa", "msvdqa" and "msrvttqa" add what their questions end with.
-        frames: at most so many frames of a video.
+        frames: so many frames of a video, those of a shorter one repeated.
         limit: only the first so many.
         tolerance: largest share of records that may be unusable (no frames, no events).
 
@@ -128,7 +129,7 @@ class LitaSet:
         if self.task == "imgqa":
             return {"type": "image", "image": str(self.media / key)}
         paths = _frame_paths(self.media / key)
-        chosen = np.round(np.linspace(0, len(paths) - 1, min(self.frames, len(paths)))).astype(int)
+        chosen = np.round(np.linspace(0, len(paths) - 1, self.frames)).astype(int)
         return {"type": "video", "video": [str(paths[number]) for number in chosen]}
 
     def _problem(self, key: str, record: Any) -> str | None:
@@ -139,11 +140,18 @@ class LitaSet:
         if not there:
             return "have no frames" if self.task != "imgqa" else "have no picture"
         try:
-            turns = self._turns(record, np.random.default_rng(0))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            turns = self._every_turn(record)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             logger.debug("%s, %s: %s", self.path, key, error)
             return "are not of the task's form"
-        return None if turns and all(answer.strip() for _, answer in turns) else "have nothing to ask"
+        return None if turns and all(question.strip() and answer.strip() for question, answer in turns) else "have nothing to ask"
+
+    def _every_turn(self, record: Any) -> Turns:
+        """All that may be asked about a record, so that what is wrong with it comes up now and not in the middle of a training run."""
+        rng = np.random.default_rng(0)
+        if self.task == "event_loc":
+            return [_event_turn(record, number, rng) for number in _told(record)]
+        return self._turns(record, rng)
 
     def _report(self, skipped: Counter[str], total: int, tolerance: float) -> None:
         lost = sum(skipped.values())

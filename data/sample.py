@@ -12,8 +12,8 @@
     {"type": "tool_call", "name": str, "arguments": dict}                       answers only
 
 A geometric part that was read from a file as text may carry `"verbatim": str, "dialect": str`: a renderer of the same
-dialect passes that text through unchanged. Tool results are turns of role "tool" with one text part, and a pose part for each
-encoder that the tool made tokens for.
+dialect passes that text through unchanged, and with it the `"gap": str` that stood before it, or before the text behind it.
+Tool results are turns of role "tool" with one text part, and a pose part for each encoder that the tool made tokens for.
 """
 
 from __future__ import annotations

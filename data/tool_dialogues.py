@@ -174,7 +174,7 @@ def _question(record: dict[str, Any], folder: Path, hand: Hand, split: str, seed
     truth = {one["side"]: one["bbox_xyxy"] for one in record["hands"] if hand in (one["side"], "both")}
     return Sample(
         id=f"{record['id']}/tool_{hand}",
-        messages=[user({"type": "image", "image": str((folder / record["image"]).resolve())}, question)],
+        messages=[user({"type": "image", "image": str((folder / record["image"]).absolute())}, question)],
         source=Source("synthetic", video_id=record["id"], frame=0, licence="Apache-2.0"),
         targets={
             "kind": f"tool_{hand}",

@@ -45,7 +45,7 @@ def trusted_detections(
     rng = np.random.default_rng([seed, zlib.crc32(record["id"].encode()), 3])
     found = np.asarray(tokens[record["image"]], dtype=np.float32)
     size = (record["height"], record["width"])
-    picture = noise(rng, size) if rng.random() < NOISE_SHARE else str((folder / other["image"]).resolve())
+    picture = noise(rng, size) if rng.random() < NOISE_SHARE else str((folder / other["image"]).absolute())
     media = ({"type": "image", "image": picture}, {"type": "pose", "encoder": encoder, "tokens": found})
     return [_answered(sample, media, found) for sample in questions(record, folder, split=split, seed=seed, kinds=KINDS)]
 

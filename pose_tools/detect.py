@@ -31,6 +31,10 @@ AGREEMENT = 0.4
 """Least IoU at which both backends mean the same hand."""
 
 
+class UnknownBackend(ValueError):
+    """A hand detector that nobody wrote, such as a misspelt HANDVLM_HANDS."""
+
+
 @dataclass(frozen=True)
 class HandDetection:
     """One hand in a picture.
@@ -91,7 +95,8 @@ def detect_hands(
 
     Raises:
         BackendMissing: the backend's weights or runtime are not there; the text names the remedy.
-        ValueError: not an RGB uint8 picture, or no such backend.
+        ValueError: not an RGB uint8 picture.
+        UnknownBackend: no such backend.
     """
     image = check_image(image)
     chosen = resolve_backend(backend)
@@ -110,7 +115,7 @@ def resolve_backend(backend: str = "auto") -> Backend:
     backend = wished or backend
     if backend not in get_args(Backend):
         where = " (from the environment's HANDVLM_HANDS)" if wished else ""
-        raise ValueError(f"there is no hand detector {backend!r}{where}; expected one of: {', '.join(get_args(Backend))}")
+        raise UnknownBackend(f"there is no hand detector {backend!r}{where}; expected one of: {', '.join(get_args(Backend))}")
     if backend == "auto" and mediapipe_models.why_missing() is not None:
         return "small"
     if backend == "auto" and not _small_weights().is_file():

@@ -63,6 +63,7 @@ SMALL_WEIGHTS = {
     "vlm_small": ("the small vision-language model", "scripts/finetune.py with scripts/configs"),
     "hand_detector": ("the small hand detector", "scripts/train_detector.py"),
     "mano_small": ("the small hand pose regressor", "scripts/train_mano.py"),
+    "egohmr_small": ("EgoHMR's two stages, bodies in a scanned room", "scripts/train_egohmr.py"),
     "simhand_small": ("the small hand encoder and its index of hands", "scripts/pretrain_simhand.py, scripts/build_hand_index.py"),
 }
 

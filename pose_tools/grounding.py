@@ -72,6 +72,10 @@ DIALECTS: dict[str, Dialect] = {
 }
 
 
+_PUBLISHED = re.compile(r"\{" + r"<(-?[0-9]+(?:\.[0-9]+)?)>" * 4 + r"\}")
+"""With compat numbers may be of any length, as in a model's answer that repeats a digit."""
+
+
 @dataclass(frozen=True)
 class FoundBox:
     """One attempt at a box in a text: its `span` (start, end), and either its normalised numbers or the `problem`.
@@ -84,7 +88,7 @@ class FoundBox:
     problem: str | None = None
 
 
-def format_numbers(box: Sequence[float], dialect: DialectName = "norm1000", compat: str | None = None) -> str:
+def format_numbers(box: Sequence[float], dialect: DialectName = "norm1000", compat: bool | str | None = None) -> str:
     """Text of a normalised box (x1, y1, x2, y2), fractions of width and height; clamped to 0–1 unless compat.
 
     Raises ValueError for numbers that are not finite, and for x2 < x1 or y2 < y1.
@@ -100,14 +104,14 @@ def format_numbers(box: Sequence[float], dialect: DialectName = "norm1000", comp
     return rule.template.format(*(round(min(max(v, 0.0), 1.0) * rule.steps) for v in numbers))
 
 
-def find_boxes(text: str, dialect: DialectName = "norm1000", compat: str | None = None) -> list[FoundBox]:
+def find_boxes(text: str, dialect: DialectName = "norm1000", compat: bool | str | None = None) -> list[FoundBox]:
     """Every attempt at a box in `text`, in order; the malformed ones carry their problem instead of numbers."""
     rule = _dialect(dialect, compat)
     return [_read(match, rule, compat) for match in rule.attempt.finditer(text)]
 
 
 def format_box(
-    bbox_xyxy: Sequence[float], image_size: tuple[int, int], dialect: DialectName = "norm1000", compat: str | None = None
+    bbox_xyxy: Sequence[float], image_size: tuple[int, int], dialect: DialectName = "norm1000", compat: bool | str | None = None
 ) -> str:
     """Text of a box in pixels xyxy of a picture of `image_size` (width, height); clamped to the picture unless compat.
 
@@ -125,7 +129,7 @@ def parse_boxes(
     text: str,
     image_size: tuple[int, int],
     dialect: DialectName = "norm1000",
-    compat: str | None = None,
+    compat: bool | str | None = None,
     problems: list[str] | None = None,
 ) -> list[Box]:
     """The well-formed boxes of `text`, in pixels xyxy of a picture of `image_size` (width, height), in order.
@@ -150,9 +154,9 @@ def parse_boxes(
     return boxes
 
 
-def _read(match: re.Match[str], rule: Dialect, compat: str | None) -> FoundBox:
+def _read(match: re.Match[str], rule: Dialect, compat: bool | str | None) -> FoundBox:
     raw = match.group()
-    exact = (rule.lenient if compat else rule.exact).fullmatch(raw)
+    exact = (_PUBLISHED if compat else rule.exact).fullmatch(raw)
     if exact is None:
         return FoundBox(match.span(), None, f"{_malformed(raw, rule)}: {raw[:_SHOWN]!r}, expected for example {rule.example}")
     numbers = [float(v) for v in exact.groups()]
@@ -178,10 +182,10 @@ def _malformed(raw: str, rule: Dialect) -> str:
     return f"box of {numbers} numbers" if numbers != 4 else "malformed box"
 
 
-def _dialect(name: str, compat: str | None) -> Dialect:
+def _dialect(name: str, compat: bool | str | None) -> Dialect:
     if name not in DIALECTS:
         raise ValueError(f"unknown dialect {name!r}, expected one of {', '.join(DIALECTS)}")
-    if compat is not None and (compat, name) != ("vlm4hoi", "minigpt"):
+    if compat and (compat not in (True, "vlm4hoi") or name != "minigpt"):
         raise ValueError(f"compat={compat!r} with dialect {name!r} does not exist, only compat='vlm4hoi' with 'minigpt'")
     return DIALECTS[name]
 

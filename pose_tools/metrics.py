@@ -142,13 +142,13 @@ def auc(errors: Any, low: float, high: float, steps: int = 100) -> float:
 
 
 @_same_kind
-def box_iou(a: Any, b: Any, compat: str | None = None) -> Any:
+def box_iou(a: Any, b: Any, compat: bool | str | None = None) -> Any:
     """Intersection over union of boxes xyxy: (4,) and (4,) → a number; (N, 4) and (M, 4) → (N, M); mixed → (N,) or (M,).
 
-    Boxes are half-open. `compat="vlm4hoi"` counts both end pixels (+1), as that scorer does. Inverted, empty and non-finite
+    Boxes are half-open. `compat="vlm4hoi"`, or True, counts both end pixels (+1), as that scorer does. Inverted, empty and non-finite
     boxes overlap nothing.
     """
-    if compat not in (None, "vlm4hoi"):
+    if compat not in (None, False, True, "vlm4hoi"):
         raise ValueError(f"box_iou: compat must be None or 'vlm4hoi', got {compat!r}")
     a, b = _array(a), _array(b)
     if any(boxes.ndim not in (1, 2) or boxes.shape[-1] != 4 for boxes in (a, b)):
@@ -166,7 +166,7 @@ def box_iou(a: Any, b: Any, compat: str | None = None) -> Any:
     return np.asarray(np.where(sound & np.isfinite(iou), iou, 0.0))[()]
 
 
-def match_boxes(pred: Any, gt: Any, threshold: float = 0.0, compat: str | None = None) -> list[tuple[int, int, float]]:
+def match_boxes(pred: Any, gt: Any, threshold: float = 0.0, compat: bool | str | None = None) -> list[tuple[int, int, float]]:
     """One-to-one matching of predicted boxes (P, 4) with true ones (G, 4): [(i, j, IoU)], sorted by i.
 
     The pairs have the greatest sum of IoUs (Hungarian method); those that do not overlap, or with IoU below `threshold`,
@@ -181,7 +181,7 @@ def match_boxes(pred: Any, gt: Any, threshold: float = 0.0, compat: str | None =
     return [pair for pair in pairs if pair[2] > 0 and pair[2] >= threshold]
 
 
-def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None, missing: float | None = None) -> dict[str, Any]:
+def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: bool | str | None = None, missing: float | None = None) -> dict[str, Any]:
     """Errors of future hand paths: `pred` (N, S, 2, T, 2), `gt` (N, 2, T, 2), `valid` (N, 2, T) bool; hands left, right.
 
     Per hand over its valid steps: ADE the mean distance, FDE the distance at the last step T (only hands valid there), WDE
@@ -190,13 +190,13 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: str | None = None,
     arrays, NaN where a hand doesn't count; `per_step` (N, 2, T), the samples' mean distance, NaN where a step isn't valid.
     `missing` is the distance that a prediction of NaN costs; without it NaN is an error.
 
-    `compat="handsonvlm"` returns what its evaluation printed (`valid` (N, 2) or (N, 2, T)): see `_handsonvlm_errors`.
+    `compat="handsonvlm"`, or True, returns what its evaluation printed (`valid` (N, 2) or (N, 2, T)): see `_handsonvlm_errors`.
     """
     pred, gt, valid = _array(pred), _array(gt), _array(valid) > 0
     n, steps = gt.shape[0], gt.shape[2] if gt.ndim == 4 else 0
     if gt.shape != (n, 2, steps, 2) or pred.ndim != 5 or pred.shape[:1] + pred.shape[2:] != gt.shape or pred.shape[1] == 0 or steps == 0:
         raise ValueError(f"trajectory_errors: expected pred (N, S, 2, T, 2) and gt (N, 2, T, 2), got {pred.shape} and {gt.shape}")
-    if compat not in (None, "handsonvlm"):
+    if compat not in (None, False, True, "handsonvlm"):
         raise ValueError(f"trajectory_errors: compat must be None or 'handsonvlm', got {compat!r}")
     if valid.shape != (n, 2, steps) and not (compat and valid.shape == (n, 2)):
         raise ValueError(f"trajectory_errors: expected valid (N, 2, T) = {(n, 2, steps)}, got {valid.shape}")
@@ -236,7 +236,7 @@ def _handsonvlm_errors(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> d
     steps = gt.shape[2]
     on_screen: np.ndarray = np.all((gt >= 0) & (gt < 1), axis=-1)
     pred = np.where(np.isnan(pred), 0.0, pred)
-    distances = np.linalg.norm(pred - gt[:, None], axis=-1) * on_screen[:, None]
+    distances = np.where(on_screen[:, None], np.linalg.norm(pred - gt[:, None], axis=-1), 0.0)
     weighted = (distances * np.arange(1, steps + 1) / steps).sum(-1) / np.maximum(on_screen.sum(-1), 1)[:, None]
     last, mean, weighted = (values.mean(1) * valid for values in (distances[..., -1], distances.mean(-1), weighted))
     result: dict[str, float] = {}

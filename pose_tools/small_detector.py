@@ -7,7 +7,6 @@ other object, where the edges of the box around it are, its colour and its name,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -15,14 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pose_tools.detect import HandDetection, check_image
-from pose_tools.files import atomic_path, write_text
-from pose_tools.tool_protocol import BackendMissing
+from pose_tools.model_folder import Files, files_of, read_config, read_weights, write_folder
 from pose_tools.types import SIDES
 from pose_tools.views import View, letterbox
 
@@ -137,10 +133,7 @@ class SmallDetector(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """`model.safetensors` (matrices as float16) and `config.json`, each written atomically."""
-        tensors = {k: (v.half() if v.dim() >= 2 else v).detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        with atomic_path(Path(folder) / "model.safetensors") as temporary:
-            save_file(tensors, temporary)
-        write_text(Path(folder) / "config.json", json.dumps(asdict(self.config), indent=1) + "\n")
+        write_folder(folder, self, asdict(self.config))
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -200,22 +193,10 @@ def named_object(maps: dict[str, Tensor], name: Tensor, colour: Tensor) -> tuple
 
 
 @lru_cache(maxsize=4)
-def _load(paths: tuple[Path, Path], version: tuple[tuple[int, int], ...]) -> SmallDetector:
+def _load(files: Files, version: tuple[tuple[int, int], ...]) -> SmallDetector:
     """`version` only tells files that were written again from those that were loaded."""
-    try:
-        config = SmallDetectorConfig(**json.loads(paths[0].read_text()))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise SmallDetectorError(f"{paths[0]}: not the config of a small detector ({error})") from error
-    try:
-        model, tensors = SmallDetector(config), load_file(paths[1])
-    except SafetensorError as error:
-        raise SmallDetectorError(f"{paths[1]}: not a whole file ({error}); get or train it again") from error
-    wanted = model.state_dict()
-    wrong = [k for k in wanted.keys() | tensors.keys() if k not in wanted or k not in tensors or wanted[k].shape != tensors[k].shape]
-    if wrong:
-        raise SmallDetectorError(f"{paths[1]}: {len(wrong)} tensors missing, extra or of another shape, such as {sorted(wrong)[0]!r}")
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False)
+    config = read_config(files[0], SmallDetectorConfig, "small detector", SmallDetectorError)
+    return read_weights(files[1], SmallDetector(config), SmallDetectorError)
 
 
 def load_small_detector(path: str | Path | None = None) -> SmallDetector:
@@ -225,8 +206,4 @@ def load_small_detector(path: str | Path | None = None) -> SmallDetector:
     for one that does not fit; both name it.
     """
     folder = Path(path).resolve() if path is not None else DEFAULT_FOLDER
-    paths = (folder / "config.json", folder / "model.safetensors")
-    for file in paths:
-        if not file.is_file():
-            raise BackendMissing(f"the small detector's {file} is missing: train one with scripts/train_detector.py, or give its folder")
-    return _load(paths, tuple((facts.st_size, facts.st_mtime_ns) for facts in (file.stat() for file in paths)))
+    return _load(*files_of(folder, "small detector", "train_detector.py"))

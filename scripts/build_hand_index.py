@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from data.hand_shards import HandShards, ShardError
 from pose_tools.image_io import ImageError
+from pose_tools.interruption import status_of
 from pose_tools.metrics import mpjpe, pa_mpjpe
 from pose_tools.simhand.encoder import CheckpointError
 from pose_tools.simhand.hand_embedding import HandEmbeddingError, HandEncoder, load_hand_encoder
@@ -146,4 +147,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -29,6 +29,9 @@ def main() -> int:
     if arguments.out.exists():
         print(f"{arguments.out} exists already; name a new folder", file=sys.stderr)
         return 2
+    if not (Path(arguments.model) / "config.json").is_file():
+        print(f"{arguments.model}: not a model folder (no config.json); expected what scripts/finetune.py writes", file=sys.stderr)
+        return 1
     try:
         model, processor = HandVLM.from_pretrained(arguments.model), HandVLMProcessor.from_pretrained(arguments.model)
         llava, llava_processor = to_llava(model, processor)

@@ -25,6 +25,7 @@ from data.hand_annotations import AnnotationError  # noqa: E402
 from data.hand_extraction import Settings, Summary, extract_hands, find_sources, write_summaries  # noqa: E402
 from data.hand_shards import ShardError  # noqa: E402
 from pose_tools.files import FolderBusyError  # noqa: E402
+from pose_tools.interruption import status_of  # noqa: E402
 from pose_tools.tool_protocol import BackendMissing  # noqa: E402
 
 
@@ -88,4 +89,4 @@ def _line(summary: Summary) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

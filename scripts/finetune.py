@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vlm.commands.console import CommandError, run
+from vlm.commands.processes import rank_and_world
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.resume and options.overwrite:
         parser.error("--resume goes on with a run, --overwrite throws it away: give one of them")
-    main_process = int(os.environ.get("RANK", 0)) == 0
+    main_process = rank_and_world()[0] == 0
     for name in ("vlm", "data"):
         logging.getLogger(name).setLevel(logging.INFO if main_process else logging.WARNING)
 
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, main_process: bool) -> int:
     if options.check:
         from vlm.training_check import check
 
-        for paragraph in check(settings, processes=int(os.environ.get("WORLD_SIZE", 1))) if main_process else ():
+        for paragraph in check(settings, processes=rank_and_world()[1]) if main_process else ():
             print(paragraph, end="\n\n", flush=True)
         return 0
     folder = finetune(settings, resume=options.resume, overwrite=options.overwrite)
@@ -65,4 +65,4 @@ def _run(options: argparse.Namespace, main_process: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, again="run the same command with --resume"))

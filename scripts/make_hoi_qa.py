@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.hoi_qa import HOIQAError  # noqa: E402
 from data.hoi_qa_files import TYPES, videos_of, write_files  # noqa: E402
+from pose_tools.interruption import status_of  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,4 +54,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -6,8 +6,8 @@
 `stills` writes OUT/SPLIT, `clips` too: ten observed frames a clip in EPIC-KITCHENS' layout, and the paths that follow. `hoi-qa`
 and the data sets of hands (`freihand`, `ho3d`, `interhand`, `dexycb`, `assembly-hands`) write their published layout under OUT (FreiHAND's
 and HO-3D's evaluation set is the test split), `rooms` people in furnished rooms in EgoBody's. `hand-images` writes crops of hands in short
-videos as tar shards with an index (data/hand_shards.py), `keypoints` a pool of 2-D hand poses in 2,000 videos: both for
-scripts/mine_hands.py. A run that was stopped goes on where it stopped; what is already there is kept.
+videos as tar shards with an index (data/hand_shards.py), `keypoints` a pool of 2-D hand poses in 2,000 videos
+(OUT/keypoints-SPLIT.npz): both for scripts/mine_hands.py. A run that was stopped goes on where it stopped; what is already there is kept.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from data.synthetic.interhand_writer import write_interhand  # noqa: E402
 from data.synthetic.journal import FolderError  # noqa: E402
 from data.synthetic.keypoints import write_keypoint_pool  # noqa: E402
 from pose_tools.files import FolderBusyError  # noqa: E402
+from pose_tools.interruption import status_of  # noqa: E402
 
 HAND_SETS = {
     "freihand": write_freihand, "ho3d": write_ho3d, "interhand": write_interhand, "dexycb": write_dexycb,
@@ -93,4 +94,4 @@ def _writer(options: argparse.Namespace) -> tuple[Path, Iterator[int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

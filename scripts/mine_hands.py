@@ -32,6 +32,7 @@ from data.hand_annotations import HandAnnotations, annotations_of, read_hand_ann
 from data.hand_shards import HandShards
 from pose_tools.files import atomic_path
 from pose_tools.image_io import ImageError, read_image, write_image
+from pose_tools.interruption import status_of
 from pose_tools.simhand.contact_sheet import contact_sheet
 from pose_tools.simhand.faiss_search import PROBES
 from pose_tools.simhand.mining import prepare
@@ -161,4 +162,4 @@ def _sheet(options: argparse.Namespace, crop: Callable[[int], np.ndarray], posit
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

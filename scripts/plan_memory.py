@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     from vlm.adapters import base_of, is_adapter
     from vlm.quantization import QuantizationError, plan
 
+    if not options.model.exists():  # what is not there would be looked for at Hugging Face, in vain
+        raise CommandError(f"{options.model}: no such file or folder; expected a model folder or its config.json")
     source = base_of(options.model) if is_adapter(options.model) else options.model
     try:
         config = HandVLMConfig.from_pretrained(source)

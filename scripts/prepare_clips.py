@@ -7,7 +7,7 @@
 
 Hands are found by the detector that is here (HANDVLM_HANDS=mediapipe or small chooses). A run that was stopped goes on where it was, and
 videos and actions may be added behind those that are there. OUT/videos.json has the counts of every video, OUT/sheet.jpg some of the
-clips. Then: `{kind: clip_trajectory, root: OUT}` in a training config, or scripts/evaluate.py trajectory --data OUT
+clips. Then: `{kind: clip_trajectory, path: OUT}` in a training config, or scripts/evaluate.py trajectory --data OUT
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from data.hand_shards import ShardError  # noqa: E402
 from data.synthetic.journal import FolderError  # noqa: E402
 from pose_tools.detect import resolve_backend  # noqa: E402
 from pose_tools.files import FolderBusyError, write_text  # noqa: E402
+from pose_tools.interruption import status_of  # noqa: E402
 from pose_tools.tool_protocol import BackendMissing  # noqa: E402
 
 
@@ -67,6 +68,9 @@ def _prepare(options: argparse.Namespace) -> int:
     for name, problem in unread.items():
         print(f"{name}: skipped: {problem}", file=sys.stderr)
     windows = [window for some in by_video.values() for window in some]
+    if not windows:
+        too_short = ", ".join(by_video) or "none could be read"
+        raise EpicError(f"no clip in these videos ({too_short}): a clip and its future take 3.25 s, and --actions must lie in a video")
     settings = LabelSettings(size=options.size, hands=resolve_backend())
     with tqdm(total=len(windows), unit="clip", desc=str(options.out)) as bar:
         for done in make_labels(options.out, windows, settings, options.workers):
@@ -96,4 +100,4 @@ def _line(name: str, facts: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -25,6 +25,7 @@ from data.ego_body_scenes import SPACING, preprocess_stage1, preprocess_stage2  
 from data.synthetic.journal import FolderError  # noqa: E402
 from pose_tools.egohmr.scene import TARGET  # noqa: E402
 from pose_tools.files import FolderBusyError  # noqa: E402
+from pose_tools.interruption import status_of  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,4 +68,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -6,9 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,24 +16,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from data.hand_samples import HandDataError, in_share, open_hands
-from data.hand_shards import HandShards, ShardError
+from data.hand_samples import in_share, open_hands
+from data.hand_shards import HandShards
 from data.shard_samples import ShardSamples
 from pose_tools.files import atomic_path
-from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
-from pose_tools.simhand.encoder import CheckpointError, ContrastiveModel, EncoderSettings, published_state_dict
+from pose_tools.mano.sample_cache import SampleCache
+from pose_tools.sampling import evenly
+from pose_tools.simhand.encoder import ContrastiveModel, EncoderSettings, published_state_dict
 from pose_tools.simhand.experiments import LossSettings, experiment
 from pose_tools.simhand.hand_embedding import write_config
 from pose_tools.simhand.hand_pool import HandPool
 from pose_tools.simhand.pose_space import Normalise
 from pose_tools.simhand.pretraining import PretrainingTask
 from pose_tools.simhand.sync_batch_norm import synchronise_batch_norm
-from pose_tools.training import TrainingError, TrainingSettings, train
+from pose_tools.training import TrainingError, TrainingSettings
 from pose_tools.types import HandSample
 from vlm import settings as typed
-from vlm.commands.console import CommandError, run
+from vlm.commands.console import run
+from vlm.commands.pose_training import best_of_run, command_line, fit_or_check, in_words, is_main_process, training_command
+from vlm.commands.processes import rank_and_world
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def read_pools(data: HandsSettings, seed: int) -> tuple[HandPool, HandPool, Hand
     if len(learn) == 0 or len(judge) == 0:
         raise TrainingError(f"{data.folder}: {len(learn)} hands to learn from and {len(judge)} to judge by: change data.validation"
                             f" ({int((~usable).sum())} hands lack key points and are left out)")  # fmt: skip
-    few = lambda numbers, most: numbers[np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int))]  # noqa: E731
+    few = lambda numbers, most: numbers[evenly(len(numbers), most)]  # noqa: E731
     pools = [HandPool(samples, videos, chosen, points) for chosen in (learn, few(learn, 2 * data.judge), few(judge, data.judge))]
     return pools[0], pools[1], pools[2]
 
@@ -139,7 +139,7 @@ def find_partners(pool: HandPool, mining: MiningSettings) -> np.ndarray:
 
 def fit(settings: PretrainingSettings) -> None:
     kind, training = experiment(settings.experiment), settings.training
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    _, world = rank_and_world()
     pool, probe, held_out = read_pools(settings.data, training.seed)
     mining = settings.mining
     partners = find_partners(pool, mining) if kind.mined else None
@@ -150,46 +150,32 @@ def fit(settings: PretrainingSettings) -> None:
     model = build(settings)
     if settings.synchronise_batch_norm:
         synchronise_batch_norm(model)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_main_process():
         millions = sum(p.numel() for p in model.encoder.parameters()) / 1e6
         if (chunks := training.batch_size // (training.micro_batch_size * world)) > 1:
             print(f"gradients are cached: a batch goes through the network in {chunks} parts, each twice, with batch norm of its own")
         print(f"{kind.name}: {len(task)} of {len(pool)} hands have a pair, {len(held_out)} to judge by; {millions:.2f} M parameters")
-    result = train(model, task, training)
-    print(f"step {result.step}, best: {result.best}")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else gloo's threads may still run when the process ends, and abort it
+    fit_or_check(model, task, training)
 
 
 def publish(settings: PretrainingSettings) -> None:
     """The best encoder of the run by torchvision's names, float32, for `load_encoder`, and beside it the size of its crops."""
-    weights = Path(settings.training.output) / "best.safetensors"
-    if not settings.asset:
-        raise TrainingError("--publish needs `asset` in the config: the file to write")
-    if not weights.is_file():
-        raise TrainingError(f"{weights} is missing: train first, at least to the first evaluation")
+    asset, weights, scores = best_of_run(settings.training, settings.asset)
     model = build(settings)
-    model.load_state_dict(load_file(weights))
-    Path(settings.asset).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(settings.asset) as temporary:
+    model.load_state_dict(weights)
+    Path(asset).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(asset) as temporary:
         save_file({name: value.contiguous() for name, value in published_state_dict(model.encoder).items()}, temporary)
-    write_config(Path(settings.asset).parent, settings.image_size)
-    print(f"wrote {settings.asset}: {Path(settings.asset).stat().st_size / 1e6:.2f} MB")
+    write_config(Path(asset).parent, settings.image_size)
+    print(f"wrote {asset} ({Path(asset).stat().st_size / 1e6:.2f} MB): {in_words(scores)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status; CommandError for what cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="YAML file of PretrainingSettings, such as scripts/configs/simhand_small.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as experiment=peclr")
-    parser.add_argument("--publish", action="store_true", help="write the best encoder of the run to the config's asset")
-    options = parser.parse_args(arguments)
-    logging.getLogger("pose_tools").setLevel(logging.INFO)
-    try:
+    options = command_line(__doc__, PretrainingSettings, "simhand_small", "experiment=peclr", check=False).parse_args(arguments)
+    with training_command(ValueError):
         settings = typed.load(PretrainingSettings, options.config, options.set)
         publish(settings) if options.publish else fit(settings)
-    except (HandDataError, ShardError, SampleCacheError, CheckpointError, TrainingError, ValueError) as error:
-        raise CommandError(str(error)) from error
     return 0
 
 

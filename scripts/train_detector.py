@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,9 +28,10 @@ from data.synthetic.journal import FolderError
 from pose_tools import small_detector_losses
 from pose_tools.files import write_text
 from pose_tools.small_detector import DEFAULT_FOLDER, SmallDetector, SmallDetectorConfig, SmallDetectorError, load_small_detector
-from pose_tools.training import TrainingError, TrainingSettings, train
+from pose_tools.training import TrainingError, TrainingSettings
 from vlm import settings as typed
-from vlm.commands.console import CommandError, run
+from vlm.commands.console import run
+from vlm.commands.pose_training import fit_or_check, training_command
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.config and not options.evaluate:
         parser.error("a config is needed, such as scripts/configs/detector_small.yaml")
-    logging.getLogger("pose_tools").setLevel(logging.INFO)
-    try:
+    with training_command(FolderError, SmallDetectorError):
         if options.evaluate:
             evaluate(options.evaluate, options.data, options.split)
             return 0
@@ -155,8 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             publish(settings, f"- {options.note}" if options.note else "")
         else:
             fit(settings)
-    except (FolderError, SmallDetectorError, TrainingError) as error:
-        raise CommandError(str(error)) from error
     return 0
 
 
@@ -168,8 +165,7 @@ def fit(settings: DetectorSettings) -> None:
     train_scenes = DetectionScenes(folder / "train", image_size=size, augment=True, seed=seed, limit=settings.limit)
     held_out = DetectionScenes(folder / "val", image_size=size, limit=settings.val_limit)
     task = DetectorTask(train_scenes, held_out)
-    result = train(build(settings), task, settings.training)
-    print(f"step {result.step}, best: {result.best}")
+    fit_or_check(build(settings), task, settings.training)
 
 
 if __name__ == "__main__":

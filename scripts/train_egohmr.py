@@ -10,10 +10,6 @@ egohmr_stage2_small.yaml train on two cores. The scenes' points come from script
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from data.ego_body import EgoBody, EgoBodyError, read_mocap
+from data.ego_body import EgoBody, read_mocap
 from pose_tools.body_models import Smpl, load_smpl
 from pose_tools.egohmr.body import true_pose
 from pose_tools.egohmr.checkpoint import load_backbone
@@ -34,11 +29,11 @@ from pose_tools.egohmr.folder import STATISTICS, InputSizes, read_statistics, sa
 from pose_tools.egohmr.stage1 import Stage1, Stage1Config
 from pose_tools.egohmr.stage2 import Stage2, Stage2Config, pose_statistics
 from pose_tools.egohmr.training_task import StageTask, TrainedStage1, TrainedStage2, label_sheet
-from pose_tools.image_io import write_image
-from pose_tools.simhand.encoder import CheckpointError, Encoder, EncoderSettings
-from pose_tools.training import TrainingError, TrainingSettings, train
+from pose_tools.simhand.encoder import Encoder, EncoderSettings
+from pose_tools.training import TrainingSettings
 from vlm import settings as typed
-from vlm.commands.console import CommandError, run
+from vlm.commands.console import run
+from vlm.commands.pose_training import announce, best_of_run, command_line, fit_or_check, in_words, is_main_process, training_command
 
 GENDERS: tuple[Literal["neutral", "male", "female"], ...] = ("neutral", "male", "female")
 
@@ -132,53 +127,32 @@ def fit(settings: EgoHMRSettings, check_only: bool = False) -> None:
     stage = build(settings, bodies, statistics)
     task = StageTask(people, held_out, settings.stage, real=real, spacing=settings.data.validate_every, limit=settings.data.limit,
                      weights=settings.weights, seed=settings.training.seed)  # fmt: skip
-    output, model = Path(settings.training.output), wrapped(settings, stage)
-    if int(os.environ.get("RANK", 0)) == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        write_image(output / "labels.jpg", label_sheet(people))
+    model = wrapped(settings, stage)
+    if is_main_process():
+        counts = f"{len(task)} pictures to learn from, {len(task.judged)} to judge by"
+        announce(settings.training, label_sheet(people), model, counts)
         if isinstance(stage, Stage2):
-            write_statistics(output / STATISTICS, stage.mean, stage.std)
-        millions = sum(p.numel() for p in model.parameters()) / 1e6
-        count = f"{len(task)} pictures to learn from, {len(task.judged)} to judge by"
-        print(f"{count}; {millions:.2f} M parameters; look at {output / 'labels.jpg'}")
-    if check_only:
-        batch = task.collate([task.sample(index, 0) for index in range(min(8, len(task)))])
-        print({name: round(value.item(), 4) for name, value in task.losses(model, batch).items()})
-        return
-    result = train(model, task, settings.training)
-    print(f"step {result.step}, best: {result.best}")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else gloo's threads may still run when the process ends, and abort it
+            write_statistics(Path(settings.training.output) / STATISTICS, stage.mean, stage.std)
+    fit_or_check(model, task, settings.training, check_only)
 
 
 def publish(settings: EgoHMRSettings) -> None:
     """The run's best weights into the asset folder, which `pose_tools.egohmr.folder.load_folder` opens."""
-    output = Path(settings.training.output)
-    if not settings.asset:
-        raise TrainingError("--publish needs `asset` in the config: the folder to write")
-    if not (output / "best.safetensors").is_file():
-        raise TrainingError(f"{output / 'best.safetensors'} is missing: train first, at least to the first evaluation")
-    stage = build(settings, bodies_of(settings), read_statistics(output / STATISTICS) if settings.stage == 2 else None)
-    wrapped(settings, stage).load_state_dict(load_file(output / "best.safetensors"))
+    asset, weights, scores = best_of_run(settings.training, settings.asset)
+    statistics = read_statistics(Path(settings.training.output) / STATISTICS) if settings.stage == 2 else None
+    stage = build(settings, bodies_of(settings), statistics)
+    wrapped(settings, stage).load_state_dict(weights)
     sizes = InputSizes(settings.data.side, settings.data.points or InputSizes.points)
-    path = save_stage(settings.asset, stage, sizes)
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB): {json.loads((output / 'best.json').read_text())}")
+    path = save_stage(asset, stage, sizes)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB): {in_words(scores)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status; CommandError for what cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="YAML file of EgoHMRSettings, such as scripts/configs/egohmr_stage1_small.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.max_steps=100")
-    parser.add_argument("--check", action="store_true", help="write the labels' contact sheet, run one batch")
-    parser.add_argument("--publish", action="store_true", help="write the best weights of the run to the config's asset folder")
-    options = parser.parse_args(arguments)
-    logging.getLogger("pose_tools").setLevel(logging.INFO)
-    try:
+    options = command_line(__doc__, EgoHMRSettings, "egohmr_stage1_small").parse_args(arguments)
+    with training_command(ValueError, FileNotFoundError):
         settings = typed.load(EgoHMRSettings, options.config, options.set)
         publish(settings) if options.publish else fit(settings, options.check)
-    except (EgoBodyError, CheckpointError, TrainingError, FileNotFoundError, ValueError) as error:
-        raise CommandError(str(error)) from error
     return 0
 
 

@@ -8,9 +8,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -29,7 +26,6 @@ from tqdm import tqdm
 from data.hand_samples import KINDS, HandDataError, HandModels, hand_models, in_share, open_hands
 from data.synthetic.parallel import worker_map
 from pose_tools.body_models import Mano, load_mano
-from pose_tools.image_io import write_image
 from pose_tools.mano import load_regressor, sample_cache
 from pose_tools.mano.calibration import fit_doubt
 from pose_tools.mano.crops import Augmentation, CropError, HandCrops
@@ -38,10 +34,11 @@ from pose_tools.mano.losses import RECIPE, HandLoss, MANOLoss, SimpleMANOLoss
 from pose_tools.mano.networks import HandRegressor, RegressorConfig, RegressorError
 from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
 from pose_tools.mano.training_task import RegressionTask, label_sheet
-from pose_tools.training import TrainingError, TrainingSettings, train
+from pose_tools.training import TrainingError, TrainingSettings
 from pose_tools.types import HandSample
 from vlm import settings as typed
-from vlm.commands.console import CommandError, run
+from vlm.commands.console import run
+from vlm.commands.pose_training import announce, best_of_run, command_line, fit_or_check, in_words, is_main_process, training_command
 
 
 @dataclass(frozen=True)
@@ -115,16 +112,19 @@ class Mixed(Sequence[HandSample]):
 
 
 def make_task(settings: ManoSettings, mano: Mano) -> RegressionTask:
-    models = hand_models(settings.hand_model)
-    pairs = [read_data(data, models | {"right": mano}, settings.training.seed) for data in settings.data]
-    learn = Mixed([pair[0] for pair in pairs], [data.share for data in settings.data])
-    judged = [pair[1] for pair in pairs if len(pair[1])]
-    if not judged:
-        raise TrainingError("no sample is held out to judge by: set `validation` above 0 for a data set")
-    judge = Mixed(judged, [float(len(part)) for part in judged])
+    learn, judge = read_all(settings.data, hand_models(settings.hand_model) | {"right": mano}, settings.training.seed)
     size, scale, seed = settings.network.image_size, settings.network.crop_scale, settings.training.seed
     augmented = HandCrops(learn, size, scale=scale, augmentation=settings.augmentation, seed=seed)
     return RegressionTask(augmented, HandCrops(judge, size, scale=scale), loss_of(settings))
+
+
+def read_all(data: Sequence[DataSettings], models: HandModels, seed: int) -> tuple[Mixed, Mixed]:
+    """The samples to learn from, mixed by share, and all those to judge by; TrainingError where there are none of these."""
+    pairs = [read_data(one, models, seed) for one in data]
+    judged = [pair[1] for pair in pairs if len(pair[1])]
+    if not judged:
+        raise TrainingError("no sample is held out to judge by: set `validation` above 0 for a data set")
+    return Mixed([pair[0] for pair in pairs], [one.share for one in data]), Mixed(judged, [float(len(part)) for part in judged])
 
 
 def read_data(data: DataSettings, models: HandModels, seed: int) -> tuple[Chosen, Chosen]:
@@ -184,32 +184,18 @@ def fit(settings: ManoSettings, check_only: bool) -> None:
     mano = load_mano(settings.hand_model)
     task = make_task(settings, mano)
     model = build(settings, mano)
-    output = Path(settings.training.output)
-    if int(os.environ.get("RANK", 0)) == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        write_image(output / "labels.jpg", label_sheet(task.crops))
-        millions = sum(p.numel() for p in model.parameters()) / 1e6
-        print(f"{len(task)} samples to learn, {len(task.held_out)} to judge; {millions:.2f} M parameters; look at {output / 'labels.jpg'}")
-    if check_only:
-        batch = task.collate([task.sample(i, 0) for i in range(min(8, len(task)))])
-        masks = {name[4:]: value for name, value in batch.items() if name.startswith("has_")}
-        print({name: round(float(v), 4) for name, v in task.loss(model(batch["pixels"].float()), batch, masks).items()})
-        return
-    result = train(model, task, settings.training)
-    print(f"step {result.step}, best: {result.best}")
+    if is_main_process():
+        announce(settings.training, label_sheet(task.crops), model, f"{len(task)} samples to learn, {len(task.held_out)} to judge")
+    fit_or_check(model, task, settings.training, check_only)
 
 
 def publish(settings: ManoSettings) -> None:
     """The run's best weights as a folder that `load_regressor` opens."""
-    weights = Path(settings.training.output) / "best.safetensors"
-    if not settings.asset:
-        raise TrainingError("--publish needs `asset` in the config: the folder to write")
-    if not weights.is_file():
-        raise TrainingError(f"{weights} is missing: train first, at least to the first evaluation")
+    asset, weights, scores = best_of_run(settings.training, settings.asset)
     model = HandRegressor(settings.network, load_mano(settings.hand_model), pretrained=False)
-    model.load_state_dict(load_file(weights))
-    model.save(settings.asset)
-    print(f"wrote {settings.asset}: {json.loads((weights.parent / 'best.json').read_text())}")
+    model.load_state_dict(weights)
+    model.save(asset)
+    print(f"wrote {asset}: {in_words(scores)}")
 
 
 def calibrate(settings: ManoSettings, hands: int) -> None:
@@ -228,22 +214,15 @@ def calibrate(settings: ManoSettings, hands: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status; CommandError for what cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="YAML file of ManoSettings, such as scripts/configs/mano_small.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.max_steps=100")
-    parser.add_argument("--check", action="store_true", help="check the labels, write the contact sheet, run one batch")
-    parser.add_argument("--publish", action="store_true", help="write the best weights of the run to the config's asset folder")
+    parser = command_line(__doc__, ManoSettings, "mano_small")
     parser.add_argument("--calibrate", nargs="?", type=int, const=16000, metavar="HANDS", help="fit the asset's doubt (default 16,000)")
     options = parser.parse_args(arguments)
-    logging.getLogger("pose_tools").setLevel(logging.INFO)
-    try:
+    with training_command(HandDataError, LabelError, CropError, RegressorError, SampleCacheError):
         settings = typed.load(ManoSettings, options.config, options.set)
         if options.calibrate is not None:
             calibrate(settings, options.calibrate)
         else:
             publish(settings) if options.publish else fit(settings, options.check)
-    except (HandDataError, LabelError, CropError, RegressorError, SampleCacheError, TrainingError) as error:
-        raise CommandError(str(error)) from error
     return 0
 
 

@@ -21,6 +21,7 @@ from pose_tools.views import View
 from vlm.answers import (
     CALL_CLOSE,
     CALL_OPEN,
+    TRAJECTORY_TOKEN,
     Answer,
     BoxAnswer,
     NoneAnswer,
@@ -134,8 +135,7 @@ class Agent:
             if not asked or calls_left < len(asked):
                 if asked:
                     answers = [Unparsed(written, f"asked for more than {self.max_calls} tool calls in one turn")]
-                with_path = any(isinstance(answer, TrajectoryAnswer) for answer in answers)
-                said = assistant(*_as_parts(answers, written)) if with_path else assistant(written)
+                said = assistant(*_as_parts(answers, written)) if TRAJECTORY_TOKEN in written else assistant(written)
                 return Turn(answers, written, trace, [*messages, said])
             if media is None:
                 media = self._pictures(messages)
@@ -254,7 +254,7 @@ def _calls(answers: Sequence[Answer]) -> list[ToolCallAnswer | Unparsed]:
 
 def _as_parts(answers: Sequence[Answer], written: str) -> list[dict[str, Any]]:
     """The assistant's turn as typed parts, so that what a path's tokens stand for goes along; as it was written where some of it has no
-    part."""
+    part, but for path tokens: without their points the turns that follow could not be asked."""
     parts: list[dict[str, Any]] = []
     for answer in answers:
         if isinstance(answer, ToolCallAnswer):
@@ -268,5 +268,5 @@ def _as_parts(answers: Sequence[Answer], written: str) -> list[dict[str, Any]]:
         elif isinstance(answer, NoneAnswer):
             parts.append({"type": "none"})
         else:
-            return [text(written)]
+            return [text(written.replace(TRAJECTORY_TOKEN, "").strip())]
     return parts

@@ -111,7 +111,8 @@ def write(parts: Sequence[dict[str, Any]], view: View | None, dialect: str) -> s
         same = dialect == "minigpt" and before is not None and before["type"] == part["type"] == "box" and _label(before) == _label(part)
         piece = _write_part(part, view, dialect, with_label=not same)
         if text and piece:
-            text += _between(text, before, part, piece, "<delim>" if same else dialect)
+            as_read = any(_passes(one, view, dialect) for one in (before, part)) and part.get("gap") is not None
+            text += part["gap"] if as_read else _between(text, before, part, piece, "<delim>" if same else dialect)
         text += piece
     return text
 
@@ -132,7 +133,7 @@ def _write_part(part: dict[str, Any], view: View | None, dialect: DialectName, w
         # "<" is written as its escape, so that no argument can end the call.
         call = json.dumps({"name": part["name"], "arguments": part["arguments"]}, ensure_ascii=False).replace("<", r"\u003c")
         return f"{CALL_OPEN}{call}{CALL_CLOSE}"
-    if part.get("verbatim") is not None and part.get("dialect") == dialect and (view is None or _keeps_sides(view)):
+    if _passes(part, view, dialect):
         return part["verbatim"]
     if kind == "box":
         if view is None:
@@ -145,6 +146,11 @@ def _write_part(part: dict[str, Any], view: View | None, dialect: DialectName, w
     if kind == "time":
         return f"<t{round(TIME_STEPS * min(max(part['seconds'] / part['duration'], 0.0), 1.0))}>"
     raise ValueError(f"a part of type {kind!r} has no text in an answer")
+
+
+def _passes(part: dict[str, Any] | None, view: View | None, dialect: DialectName) -> bool:
+    """Whether the text that a part was read from still means the same place."""
+    return part is not None and part.get("verbatim") is not None and part.get("dialect") == dialect and (view is None or _keeps_sides(view))
 
 
 def _label(part: dict[str, Any]) -> str | None:

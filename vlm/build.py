@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from pose_tools.grounding import DIALECTS
 from vlm.answers import TRAJECTORY_TOKEN
+from vlm.checkpoints.reading import refuse
 from vlm.config import HandVLMConfig
 from vlm.extend import add_slots, clip_for_processor
 from vlm.model import CheckpointError, HandVLM
@@ -198,12 +199,18 @@ def _with_new_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _pretrained(auto: Any, part: Part) -> Any:
+    """The model in a folder, whole: transformers draws random numbers for what a file lacks, and only warns. CheckpointError."""
     if not isinstance(part, str):
         return None
     config = AutoConfig.from_pretrained(part)
     if auto is AutoModel:  # a two-tower model such as CLIP: its vision half alone
-        return auto.from_pretrained(part, config=getattr(config, "vision_config", config))
-    return auto.from_pretrained(part)
+        config = getattr(config, "vision_config", config)
+    model, report = auto.from_pretrained(part, config=config, output_loading_info=True)
+    # a pooler sums up a whole picture, behind the patches that are read here
+    lacking = [name for name in map(str, report["missing_keys"]) if "pooler." not in name]
+    problems = {"missing": lacking, "mis-shaped": [*map(str, report["mismatched_keys"])]}
+    refuse(problems, f"{part}: not a whole model", "Copy the folder again.")
+    return model
 
 
 def _config(part: Part, **changes: Any) -> Any:

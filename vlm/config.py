@@ -27,10 +27,11 @@ class HandVLMConfig(PreTrainedConfig):
     frames become tokens, {"slow_frames", "slow": "spread" | "last", "pool", "duplicates" or "total"} (see `vlm.vision.slow_fast`),
     "frames": of a longer clip so many are looked at, spread evenly, "pictures": a picture is read as a clip of one frame; None reads no
     clips. `trajectory`: {"head": a name of `vlm.trajectory.HEADS`, "steps": points of a path, "rate": in Hz, "hand_layout",
-    "position_code": None | "fourier" | "handsonvlm", "weight": of its loss, "observed": the pose encoder whose boxes say where the
-    hands were (its head then adds to the place in which a hand was last seen), "observed_code": "fourier" | "handsonvlm" | "none", how
-    the head reads that place, "compat": None | "handsonvlm", "space": "grid" | "frame", whose sides points are fractions of,
-    "options": of the head};
+    "position_code": None | "fourier" | "handsonvlm", how points are given back to the language model, "feedback_noise": deviation of what
+    is added to them in training, since those that it will get are its own, "weight": of its loss, "observed": the pose encoder whose
+    boxes say where the hands were (its head then adds to the place in which a hand was last seen), "observed_code": "fourier" |
+    "handsonvlm" | "none", how the head reads that place, "compat": None | "handsonvlm", "space": "grid" | "frame", whose sides points
+    are fractions of, "options": of the head};
     `trajectory_token_id` is that of `<hand_traj>`. `number_sigma`: width, in units of the 0-1000 dialect, of the Gaussian that stands
     for a number in the training loss; 0 trains on the exact token. `number_token_ids`: [id of "0", how many] of consecutive ids.
     """

@@ -15,17 +15,21 @@ from vlm.config import HandVLMConfig
 from vlm.model import HandVLM
 from vlm.processor import HandVLMProcessor, pose_token
 from vlm.small_tokenizer import number_token_ids, train_tokenizer
+from vlm.templates import TEMPLATES
 
 
 @dataclass
 class ExtendSettings:
-    """`clip`, `trajectory`: as in HandVLMConfig; `pose_encoders`: more of them. `tokenizer`: "keep" adds the new tokens to the one
-    there is, "retrain" makes another of the training texts with `vocab_size` tokens, for models with a small tokenizer of their own:
-    known tokens keep their rows, new ones start as the mean of what they were written with before."""
+    """`clip`, `trajectory`: as in HandVLMConfig; `pose_encoders`: more of them, `without`: those that are left out; `template`: how
+    conversations are written from now on (see `vlm.templates`). `tokenizer`: "keep" adds the new tokens to the one there is, "retrain"
+    makes another of the training texts with `vocab_size` tokens, for models with a small tokenizer of their own: known tokens keep their
+    rows, new ones start as the mean of what they were written with before."""
 
     clip: dict[str, Any] | None = None
     trajectory: dict[str, Any] | None = None
     pose_encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    without: list[str] = field(default_factory=list)
+    template: str | None = None
     tokenizer: Literal["keep", "retrain"] = "keep"
     vocab_size: int = 3000
 
@@ -35,13 +39,11 @@ def extend(
 ) -> tuple[HandVLM, HandVLMProcessor]:
     """A new model and processor; `texts` are read only to retrain the tokenizer. Fresh parts use torch's global seed.
 
-    Raises ValueError for a pose encoder that is there already.
+    Raises ValueError for a pose encoder that is there already, one to leave out that is not, and a template that is unknown.
     """
-    encoders = dict(model.config.pose_encoders)
-    known = sorted(set(encoders) & set(settings.pose_encoders))
-    if known:
-        raise ValueError(f"extend.pose_encoders: the model already has {', '.join(known)}; give the new ones other names")
-    encoders |= settings.pose_encoders
+    encoders = _encoders(model.config.pose_encoders, settings)
+    if settings.template is not None and settings.template not in TEMPLATES:
+        raise ValueError(f"extend.template is {settings.template!r}, expected one of {', '.join(TEMPLATES)}")
     old = processor.tokenizer
     new = copy.deepcopy(old) if settings.tokenizer == "keep" else train_tokenizer(texts, settings.vocab_size)
     new_words = settings.tokenizer == "retrain"
@@ -50,7 +52,18 @@ def extend(
     config = _config(model.config, new, processor, encoders, settings.clip or model.config.clip, trajectory, new_words)
     extended = HandVLM(config).to(model.dtype)
     _copy(model, extended, old, new)
-    return extended, _processor(processor, new, config)
+    return extended, _processor(processor, new, config, settings.template or processor.template)
+
+
+def _encoders(old: dict[str, dict[str, Any]], settings: ExtendSettings) -> dict[str, dict[str, Any]]:
+    missing = sorted(set(settings.without) - set(old))
+    if missing:
+        raise ValueError(f"extend.without: the model has no pose encoder {', '.join(missing)} (it has: {', '.join(old) or 'none'})")
+    kept = {name: spec for name, spec in old.items() if name not in settings.without}
+    known = sorted(set(kept) & set(settings.pose_encoders))
+    if known:
+        raise ValueError(f"extend.pose_encoders: the model already has {', '.join(known)}; give the new ones other names")
+    return kept | settings.pose_encoders
 
 
 def add_slots(tokenizer: Any, slots: list[str], paths: bool) -> None:
@@ -81,15 +94,16 @@ def _config(
     return config
 
 
-def _processor(old: HandVLMProcessor, tokenizer: Any, config: HandVLMConfig) -> HandVLMProcessor:
+def _processor(old: HandVLMProcessor, tokenizer: Any, config: HandVLMConfig, template: str) -> HandVLMProcessor:
     names = (
-        "image_size", "image_seq_length", "view", "interpolation", "image_mean", "image_std", "image_token", "template", "dialect",
+        "image_size", "image_seq_length", "view", "interpolation", "image_mean", "image_std", "image_token", "dialect",
         "max_question_characters",
     )  # fmt: skip
     kept = {name: getattr(old, name) for name in names}
     return HandVLMProcessor(
         tokenizer=tokenizer,
         chat_template=old.chat_template,
+        template=template,
         pose_encoders=config.pose_encoders,
         clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
         trajectory_steps=config.trajectory["steps"] if config.trajectory else None,

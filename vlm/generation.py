@@ -43,9 +43,10 @@ class PathGeneration:
                 likely one and the others are drawn (HandsOnVLM's compat draws all).
 
         Returns an output with `sequences` (prompt and answer, left-padded prompts). A model with a path head adds, with R rows in
-        `sequences`: `trajectories` (R, S, 2, T, 2) in units of the grid, hands left, right, NaN where a row has no such step;
-        `trajectory_spread` likewise, standard deviations, and `trajectory_presence` (R, S, 2, T), probabilities; NaN and one for heads
-        that do not tell. T is the config's number of steps, or that of the longest path if it is more. `trajectory_space` is the config's.
+        `sequences`: `trajectories` (R, S, 2, T, 2) in units of the grid, hands left, right, NaN where a row has no such step; `valid`
+        (R, S, 2, T) bool, false there; `trajectory_spread`, shaped like the points, standard deviations, and `trajectory_presence`
+        (R, S, 2, T), probabilities; NaN and one for heads that do not tell. T is the config's number of steps, or that of the
+        longest path if it is more. `trajectory_space` is the config's.
         """
         kwargs.setdefault("return_dict_in_generate", True)
         media = {"pixel_values": pixel_values, "pose_tokens": pose_tokens, **{name: kwargs.pop(name, None) for name in MEDIA[2:]}}
@@ -91,6 +92,7 @@ class PathGeneration:
             rows = [None if one is None else one[name] for one in found]
             key = "trajectories" if name == "points" else f"trajectory_{name}"
             output[key] = padded(rows, settings["steps"], futures, embeds.float(), tail)
+        output["valid"] = output["trajectories"].isfinite().all(-1)
         output["trajectory_space"] = settings.get("space", "grid")
         return output
 

@@ -130,7 +130,7 @@ def open_picture(path: str | Path, limits: Limits | None = None) -> Medium:
     """A picture file. Raises ImageError and MediumError."""
     limits = limits or Limits()
     _check_size(path, limits)
-    return Medium((read_image(path, max_pixels=limits.pixels, name=Path(path).name),), name=Path(path).name)
+    return Medium((read_image(path, max_pixels=limits.pixels),), name=Path(path).name)
 
 
 def open_clip(path: str | Path, limits: Limits | None = None, *, count: int = OBSERVED, rate: float = RATE) -> Medium:

@@ -180,10 +180,17 @@ class HandVLMModel(HandVLMPreTrainedModel):
         return embeds + self._unused(pixel_values, pose_tokens, trajectories) if self.training else embeds
 
     def _words(self, input_ids: Tensor) -> Tensor:
-        table = self.get_input_embeddings()
-        if self.config.image_token_id >= self.config.text_config.vocab_size:  # a slot's id without a row
+        rows = self.config.text_config.vocab_size
+        if self.config.image_token_id >= rows:  # a slot's id without a row
             input_ids = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)
-        return table(input_ids)
+        if input_ids.shape[1] > 1:  # what is fed while decoding is the model's own; and a GPU says nothing of use about a row too many
+            least, most = (int(bound) for bound in input_ids.aminmax())
+            if least < 0 or most >= rows:
+                raise ValueError(
+                    f"the prompts have token ids from {least} to {most}, this model has rows 0 to {rows - 1}: they are another "
+                    "tokenizer's; build the batch with this model's own processor"
+                )
+        return self.get_input_embeddings()(input_ids)
 
     def _unused(self, pixel_values: Tensor | None, pose_tokens: dict[str, Tensor], trajectories: Tensor | None) -> Tensor | float:
         """Zero, made by every part that this batch does not need.
@@ -310,6 +317,7 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
         num_hand_steps: Tensor | int | None = None,
         num_micro_batches: int = 1,
         noise: Tensor | None = None,
+        fed_back: Tensor | None = None,
         logits_to_keep: int = 0,
         views: Any = None,
         **kwargs: Any,
@@ -319,20 +327,24 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
 
         `labels` (B, L), -100 where nothing is learnt; the loss is the sum over supervised tokens divided by `num_items_in_batch`
         (the count over the whole global batch) or, without it, by their number here; a path's loss is divided by `num_hand_steps`
-        likewise, or as published (`compat`) its sum here by `num_micro_batches`. `noise` is that of the path head's training loss. While
-        training, logits are made for supervised positions only and not returned.
+        likewise, or as published (`compat`) its sum here by `num_micro_batches`. `noise` is that of the path head's training loss;
+        `fed_back` (M, 2, T, 2) is what the language model is given back in place of the true points. While training, logits are made
+        for supervised positions only and not returned.
         """
         if attention_mask is not None and attention_mask.dim() == 4:
             attention_mask = as_attention_bias(attention_mask, self.config.text_config._attn_implementation, self.dtype)
-        if trajectories is not None and trajectory_valid is not None and (self.config.trajectory or {}).get("compat"):
-            trajectories = handsonvlm_points(trajectories, trajectory_valid)
+        given_back = trajectories if fed_back is None else fed_back
+        if trajectory_valid is not None and (self.config.trajectory or {}).get("compat"):
+            trajectories, given_back = (
+                None if points is None else handsonvlm_points(points, trajectory_valid) for points in (trajectories, given_back)
+            )
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             pose_tokens=pose_tokens,
             media_frames=media_frames,
             frame_rows=frame_rows,
-            trajectories=trajectories,
+            trajectories=given_back,
             trajectory_valid=trajectory_valid,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -159,7 +160,7 @@ def optimizer_groups(model: nn.Module, settings: PartsSettings, prefix: str, lr:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = part_of(name, prefix)
-            decays = parameter.dim() >= 2 and getattr(settings, part).mode != "new_rows"
+            decays = len(_shape(parameter)) >= 2 and getattr(settings, part).mode != "new_rows"
             groups.setdefault((part, decays), []).append(parameter)
     if not groups:
         raise SettingsError("parts: everything is frozen, there is nothing to train")
@@ -184,14 +185,14 @@ def plan(model: nn.Module, settings: PartsSettings, prefix: str, lr: float, proc
         if ".original_module." in name:  # peft trains a copy and keeps the original beside it
             continue
         part = part_of(name, prefix)
-        size = _size(parameter)
+        size = math.prod(_shape(parameter))
         total[part] += size
         dtypes[part].add(str(parameter.dtype).removeprefix("torch."))
         if parameter.requires_grad:
             chosen: PartSettings = getattr(settings, part)
             whole_table = chosen.mode == "new_rows" and "trainable_tokens" not in name  # then a hook keeps the other rows
             rows = len(token_rows(base, processor, chosen.tokens)) if whole_table else 0
-            trainable[part] += rows * parameter.shape[-1] if whole_table else size
+            trainable[part] += rows * _shape(parameter)[-1] if whole_table else size
     rates = {part: lr if getattr(settings, part).lr is None else getattr(settings, part).lr for part in PARTS}
     return [
         PartRow(part, getattr(settings, part).mode, total[part], trainable[part], "+".join(sorted(dtypes[part])),
@@ -200,8 +201,9 @@ def plan(model: nn.Module, settings: PartsSettings, prefix: str, lr: float, proc
     ]  # fmt: skip
 
 
-def _size(parameter: Tensor) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty shells that know their size
+def _shape(parameter: Tensor) -> tuple[int, ...]:
+    """Of the whole parameter: what ZeRO-3 leaves in its place is an empty vector, which knows the shape."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def format_plan(rows: Sequence[PartRow]) -> str:

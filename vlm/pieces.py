@@ -14,6 +14,9 @@ from weakref import WeakKeyDictionary
 
 from vlm.packing import IGNORED
 
+PICTURE_ID = -200
+"""Stands for a picture in the ids of the LLaVA family."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -88,8 +91,9 @@ def encode(
 ) -> tuple[list[int], list[int]]:
     """(input_ids, labels), lists of equal length; labels are -100 where nothing is learnt.
 
-    `media_ids(piece)` gives the slot ids of a media piece. A special piece that the vocabulary lacks is written as text.
-    Raises ValueError if there is media and no `media_ids`.
+    `media_ids(piece)` gives the slot ids of a media piece; without it a picture or clip is the one id -200 that the LLaVA family writes
+    before a picture's tokens are put in (`PICTURE_ID`), which has no row in any model. A special piece that the vocabulary lacks is
+    written as text. Raises ValueError if there is a pose and no `media_ids`.
     """
     input_ids: list[int] = []
     labels: list[int] = []
@@ -97,9 +101,7 @@ def encode(
     table = markers(tokenizer)
     for piece in _strip_blanks(_known(pieces, tokenizer), table):
         if piece.kind == "media":
-            if media_ids is None:
-                raise ValueError(f"a part of type {piece.value.get('type')!r} has no ids: give encode the function media_ids(piece)")
-            ids = list(media_ids(piece))
+            ids = list((media_ids or _picture_id)(piece))
         elif piece.kind == "special":
             ids = [tokenizer.convert_tokens_to_ids(piece.value)]
         else:
@@ -108,6 +110,12 @@ def encode(
         labels += ids if piece.supervised and piece.kind != "media" else [IGNORED] * len(ids)
         before = piece.kind
     return input_ids, labels
+
+
+def _picture_id(piece: Piece) -> list[int]:
+    if piece.value["type"] not in ("image", "video"):
+        raise ValueError(f"a part of type {piece.value['type']!r} has no ids: give encode the function media_ids(piece)")
+    return [PICTURE_ID]
 
 
 def _known(pieces: Iterable[Piece], tokenizer: Any) -> Iterator[Piece]:

@@ -99,10 +99,8 @@ def grid_pixels(image: Any, processor: Any) -> tuple[torch.Tensor, View]:
 
 def as_rgb(image: Any) -> np.ndarray:
     """A path, bytes, PIL picture or RGB uint8 array → RGB uint8 (H, W, 3)."""
-    if isinstance(image, (str, Path, bytes)):
+    if isinstance(image, (str, Path, bytes, Image.Image)):
         return read_image(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise SampleError(

@@ -12,15 +12,17 @@ from transformers import BatchFeature, ProcessorMixin
 
 from data.sample import SampleError, validate_messages
 from pose_tools.views import View
-from vlm.answers import whole_frame
+from vlm.answers import TRAJECTORY_TOKEN, whole_frame
+from vlm.decoding import decode_text
 from vlm.packing import Row, collate, pack
 from vlm.pixels import VIEW_RULES, MediumRows, Pixels, read_media
-from vlm.templates import Piece, encode, render
+from vlm.templates import READ_ANSWER, Piece, encode, render
 from vlm.vision import clip_length
 
 Messages = list[dict[str, Any]]
 Path = tuple[np.ndarray, np.ndarray]
-"""Points (2, T, 2) in units of the grid, zero where not valid, and valid (2, T)."""
+"""Points (2, T, 2) in units of the grid, zero for a hand that is valid at no step, and valid (2, T). What a hand's other steps hold is
+kept: published losses (`compat`) count a hand whole, and give its points back with its tokens."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ class HandVLMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         names = ["input_ids", "attention_mask", "pixel_values", "pose_tokens"]
-        return names + (["media_frames", "frame_rows"] if self.clip else []) + (
-            ["trajectories", "trajectory_valid"] if self.trajectory_steps else []
+        return (
+            names
+            + (["media_frames", "frame_rows"] if self.clip else [])
+            + (["trajectories", "trajectory_valid"] if self.trajectory_steps else [])
         )
 
     def __call__(self, messages: Messages | list[Messages], tools: Any = None, for_training: bool = False, **_: Any) -> BatchFeature:
@@ -175,12 +179,14 @@ class HandVLMProcessor(ProcessorMixin):
             raise SampleError(
                 "a training conversation without an answer: no token of it would be learnt. Give it an assistant turn with content"
             )
+        self._check_path_tokens(input_ids, paths)
         return Encoded(input_ids, labels, pixels, media, poses, paths)
 
     def decode_answers(self, output: Any, batch: BatchFeature) -> list[str]:
         """The new text of every row of `model.generate(**batch)`."""
         sequences = getattr(output, "sequences", output)
-        return [text.strip() for text in self.tokenizer.batch_decode(sequences[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)]
+        read = READ_ANSWER.get(self.template, str.strip)
+        return [read(decode_text(row, self.tokenizer)) for row in sequences[:, batch["input_ids"].shape[1] :].tolist()]
 
     @property
     def pad_token_id(self) -> int:
@@ -198,6 +204,14 @@ class HandVLMProcessor(ProcessorMixin):
             if not any(word.strip() for word in words):
                 raise SampleError("an empty question. Ask something, such as 'where is my left hand?'")
 
+    def _check_path_tokens(self, input_ids: list[int], paths: list[Path]) -> None:
+        written = input_ids.count(self.tokenizer.convert_tokens_to_ids(TRAJECTORY_TOKEN)) if paths else 0
+        if written != sum(points.shape[1] for points, _ in paths):
+            raise SampleError(
+                f"the answers have {written} {TRAJECTORY_TOKEN} but the points of {len(paths)} paths of {self.trajectory_steps} steps; "
+                "give every path as a part of type 'trajectory', and leave the token out of the words"
+            )
+
     def _path(self, part: dict[str, Any], picture_views: list[View]) -> Path:
         """A trajectory part in units of the grid of the clip's last frame, or of that frame itself."""
         points = np.asarray(part["points"], dtype=np.float64)
@@ -209,8 +223,9 @@ class HandVLMProcessor(ProcessorMixin):
         if not picture_views:
             raise SampleError("a trajectory needs the clip or picture whose pixels it is in, before it in the conversation")
         view = whole_frame(picture_views[-1]) if self.trajectory_space == "frame" else picture_views[-1]
-        grid = view.to_grid(np.where(valid[..., None], points, 0.0)) / view.out
-        return np.where(valid[..., None], grid, 0.0).astype(np.float32), valid
+        there = np.expand_dims(valid.any(1), (1, 2)) & np.isfinite(points).all(-1, keepdims=True)
+        grid = view.to_grid(np.where(there, points, 0.0)) / view.out
+        return np.where(there, grid, 0.0).astype(np.float32), valid
 
     def _pose_features(self, part: dict[str, Any], picture_views: list[View]) -> np.ndarray:
         """A pose part's tokens as (n_tokens, dim) float32; boxes moved from original pixels to the unit grid, empty slots NaN."""

@@ -16,6 +16,8 @@ PAD, END = "<pad>", "<|end|>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 TEXT_TAGS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>")  # one token each, but part of the text an answer is read from
 
+LEAST_WORDS = 100
+
 # The generation tags say what the model writes: an answer and its end.
 CHAT_TEMPLATE = r"""
 {%- macro written(content) -%}
@@ -42,7 +44,18 @@ SPLIT = r", |[\[\]]| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\[\]]+|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 3000) -> PreTrainedTokenizerFast:
-    """A tokenizer for any text, short on `texts`; the numbers "0" … "1000" have consecutive ids (see `number_token_ids`)."""
+    """A tokenizer for any text, short on `texts`; the numbers "0" … "1000" have consecutive ids (see `number_token_ids`).
+
+    Raises ValueError for a `vocab_size` that leaves words no room: every text would be spelt out letter by letter.
+    """
+    marks = [PAD, END, *ROLE_TOKENS, *TEXT_TAGS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    taken = NUMBERS + len(marks) + len(alphabet)
+    if vocab_size < taken + LEAST_WORDS:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but numbers, marks and single bytes take {taken} of it: give at least {taken + LEAST_WORDS}, "
+            "better 2000, or texts are spelt out letter by letter"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -52,7 +65,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 3000) -> PreTrainedT
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PAD, END, *ROLE_TOKENS, *plain],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

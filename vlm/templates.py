@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from data.sample import validate_messages
+from data.sample import assistant, user, validate_messages
 from pose_tools.tool import schemas
 from pose_tools.views import View
 from vlm import answers
@@ -24,7 +24,7 @@ from vlm.checkpoints import vlm4hoi_strings as vlm4hoi
 from vlm.jinja_template import RESULT, TemplateProblem, tools_prompt
 from vlm.pieces import Piece, encode
 
-__all__ = ["STOP_STRINGS", "TEMPLATES", "Piece", "TemplateProblem", "encode", "render"]
+__all__ = ["READ_ANSWER", "STOP_STRINGS", "TEMPLATES", "Piece", "TemplateProblem", "encode", "render"]
 
 Part = dict[str, Any]
 Rounds = list[tuple[list[Part], list[Part] | None]]
@@ -32,6 +32,9 @@ Write = Callable[[list[Part]], str]
 
 STOP_STRINGS: dict[str, tuple[str, ...]] = {"llava_v0": (vicuna.LLAVA_V0_END,)}
 """Texts that end an answer, for templates without an end token."""
+
+READ_ANSWER: dict[str, Callable[[str], str]] = {"vlm4hoi_inference": vlm4hoi.published_answer}
+"""What is taken of a decoded text for the answer, where it is not all of it."""
 
 
 def render(
@@ -60,6 +63,14 @@ def render(
     out = _Pieces(tokenizer)
     TEMPLATES[template](out, *_rounds(messages, offered), write)
     return out.pieces
+
+
+def template_words(template: str) -> str:
+    """What `template` itself writes around a picture, a question and an answer: words that a tokenizer trained for it should know."""
+    if template == "chat":  # its marks are tokens
+        return ""
+    asked = [user({"type": "image", "image": "?"}, "?"), assistant("?")]
+    return " ".join(piece.value for piece in render(asked, template) if piece.kind == "text")
 
 
 def _rounds(messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]]) -> tuple[str, Rounds]:
@@ -113,11 +124,16 @@ class _Pieces:
         self.special(self._eos, supervised=True)
 
     def question(self, parts: list[Part], before: str = "", after: str = "") -> None:
-        """A question's parts, with the words that its template puts before and after a picture; poses stand alone."""
-        for part in parts:
+        """A question's parts, with the words that its template puts before and after a picture; poses stand alone.
+
+        Without such words before it, a picture stands where it was written: the blanks before it are kept.
+        """
+        for part, following in zip(parts, [*parts[1:], None]):
             if part["type"] == "text":
                 last = self.pieces[-1] if self.pieces else None
                 words = part["text"].strip()
+                if following is not None and following["type"] in ("image", "video") and not before:
+                    words = part["text"].lstrip()
                 apart = last is not None and last.kind == "text" and not last.value[-1:].isspace()
                 self.text(f" {words}" if apart else words)
             else:

@@ -29,7 +29,7 @@ TRAINER_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state
 
 
 class Collator:
-    """Packed rows → what the model's forward takes; with `noise`, that of the path head's loss by each row's own seed."""
+    """Packed rows → what the model's forward takes; with `noise`, that of its paths by each row's own seed."""
 
     def __init__(self, processor: Any, noise: PathNoise | None = None) -> None:
         self.processor, self.noise = processor, noise
@@ -37,9 +37,7 @@ class Collator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         batch = dict(self.processor.collate_packed(rows))
         batch.pop("views")
-        if self.noise is not None and (drawn := self.noise.draw([row[SEED] for row in rows], batch["input_ids"])) is not None:
-            batch["noise"] = drawn
-        return batch
+        return batch if self.noise is None else batch | self.noise.draw([row[SEED] for row in rows], batch)
 
 
 class HandVLMTrainer(Trainer):

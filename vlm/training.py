@@ -76,6 +76,7 @@ def _finetune(settings: FinetuneSettings, arguments: TrainingArguments, folder: 
             (folder.path / RESULT_FILE).unlink(missing_ok=True)
             logger.info("%d steps of %d pictures (%d × %d × %d processes)", steps, global_batch, *_shape(settings, arguments))
         disable_progress_bar()  # of transformers: one for every file it saves
+        logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # it tells of our marks in the text's config
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         done = trainer.state.global_step
     if folder.main and done < steps:
@@ -130,8 +131,7 @@ def _trainer(
 def training_arguments(settings: FinetuneSettings) -> TrainingArguments:
     """transformers' arguments; `max_steps` is a placeholder until the data sets are open. Making them starts the process group."""
     cuda = torch.cuda.is_available() and settings.device != "cpu"
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and not cuda:
-        raise TrainingError("ACCELERATE_USE_FSDP is set but there is no GPU: FSDP would silently shard nothing. Start with torchrun")
+    _check_fsdp(cuda)
     optimizer = settings.optimizer
     arguments = TrainingArguments(
         output_dir=settings.output,
@@ -176,6 +176,15 @@ def training_arguments(settings: FinetuneSettings) -> TrainingArguments:
     return arguments
 
 
+def _check_fsdp(cuda: bool) -> None:
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true"):
+        return
+    if not cuda:
+        raise TrainingError("ACCELERATE_USE_FSDP is set but there is no GPU: FSDP would silently shard nothing. Start with torchrun")
+    if os.environ.get("FSDP_VERSION", "1") != "2":  # its flat parameters tell neither matrices from biases nor the parts they belong to
+        raise TrainingError("FSDP version 1 would give all parts one learning rate and weight decay: set fsdp_version: 2, or use deepspeed")
+
+
 def _zero_stage(arguments: TrainingArguments) -> int:
     config = getattr(arguments, "hf_deepspeed_config", None)
     return config.get_value("zero_optimization.stage", 0) if config is not None else 0
@@ -202,7 +211,10 @@ def make_start(settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
     tokenizer of the data."""
     samples = TrainingRows(settings.data, None, seed=settings.seed, length=0)
     new = settings.build or settings.extend
-    words = list(texts(samples, settings.tokenizer_rows)) if new is not None and new.tokenizer in ("train", "retrain") else []
+    words: list[str] = []
+    if new is not None and new.tokenizer in ("train", "retrain"):
+        template = new.template or HandVLMProcessor.from_pretrained(settings.model).template
+        words = list(texts(samples, settings.tokenizer_rows, template))
     set_seed(settings.seed)  # only now: a detector that looks at pictures for the first time draws random numbers too
     if settings.build is not None:
         return build(settings.build, words)

@@ -23,6 +23,7 @@ from vlm.answers import write
 from vlm.packing import IGNORED, Row
 from vlm.path_noise import SEED
 from vlm.settings import SettingsError
+from vlm.templates import template_words
 
 
 @dataclass
@@ -200,11 +201,14 @@ def with_pose(messages: Sequence[dict[str, Any]], encoder: str, tokens: np.ndarr
     return result
 
 
-def texts(rows: TrainingRows, count: int) -> Iterable[str]:
-    """Every text of the first `count` rows' conversations, tool offers and calls included, for training a tokenizer."""
+def texts(rows: TrainingRows, count: int, template: str = "chat") -> Iterable[str]:
+    """Every text of the first `count` rows' conversations, tool offers, calls and the words of the template included, for training a
+    tokenizer."""
+    around = template_words(template)
     for position in range(count):
         samples, _, _ = rows.draw(position)
         for sample in samples:
+            yield around
             yield from (json.dumps(schema, ensure_ascii=False) for schema in _schemas(sample) or ())
             for part in (part for message in sample.messages for part in message["content"]):
                 if part["type"] == "text":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.trajectory_path import PathHead
-from vlm.trajectory_terms import check_states, checked, mean_of_valid
+from vlm.trajectory_terms import check_states, checked, mean_of_valid, published
 
 HandLayout = Literal["left_right", "right_left_interleaved"]
 RIGHT_LEFT_INTERLEAVED: HandLayout = "right_left_interleaved"
@@ -72,7 +72,7 @@ class CVAEHead(nn.Module):
         target: Tensor,
         valid: Tensor,
         noise: Tensor | None = None,
-        compat: str | None = None,
+        compat: bool | str | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Squared error of the decoded point plus the Kullback-Leibler distance of z from N(0, 1).
@@ -82,7 +82,7 @@ class CVAEHead(nn.Module):
             target: (B, 2, T, 2) fractions of the picture.
             valid: (B, 2, T), or (B, 2) for all steps of a hand. What is not valid costs nothing, whatever its target holds.
             noise: (B, 2, T, latent) standard normal, by default drawn.
-            compat: "handsonvlm" is the published loss in its quirks: sums over the batch instead of means, a hand's steps valid
+            compat: "handsonvlm", or True, is the published loss in its quirks: sums over the batch instead of means, a hand's steps valid
                 together, the KL of all items times the number of valid hands, states rounded to bfloat16. "handsonvlm_fp32"
                 leaves out the rounding.
             num_items_in_batch: valid hand-steps of the global batch that both terms are divided by; by default those here.
@@ -90,7 +90,7 @@ class CVAEHead(nn.Module):
         Returns scalars `total`, `traj`, `kl` (both weighted), and `points` (B, 2, T, 2), `mu`, `logvar` (B, 2, T, latent).
         """
         target, valid = checked(states, self.width, target, valid, compat)
-        if compat == "handsonvlm":
+        if published(compat) == "handsonvlm":
             states = states.to(torch.bfloat16)
         mu, logvar = self.encode(states, target)
         noise = torch.randn_like(mu) if noise is None else self._noise(noise, mu)
@@ -104,7 +104,7 @@ class CVAEHead(nn.Module):
         traj, kl = self.traj_weight * traj, self.kl_weight * kl
         return {"total": traj + kl, "traj": traj, "kl": kl, "points": points, "mu": mu, "logvar": logvar}
 
-    def predict(self, states: Tensor, noise: Tensor | None = None, compat: str | None = None) -> Tensor:
+    def predict(self, states: Tensor, noise: Tensor | None = None, compat: bool | str | None = None) -> Tensor:
         """Points (B, 2, T, 2) for states (B, 2, T, width), hands left, right.
 
         `noise` (B, 2, T, latent), standard normal, is z; without it z is 0, the most likely path. `compat="handsonvlm"` doubles
@@ -152,7 +152,7 @@ class MLPHead(nn.Module):
         target: Tensor,
         valid: Tensor,
         noise: Tensor | None = None,
-        compat: str | None = None,
+        compat: bool | str | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Squared distance per valid hand-step; arguments as for `CVAEHead.loss`, `noise` is not used.
@@ -166,7 +166,7 @@ class MLPHead(nn.Module):
         traj = self.traj_weight * mean_of_valid(square, valid, num_items_in_batch)
         return {"total": traj, "traj": traj, "points": points}
 
-    def predict(self, states: Tensor, noise: Tensor | None = None, compat: str | None = None) -> Tensor:
+    def predict(self, states: Tensor, noise: Tensor | None = None, compat: bool | str | None = None) -> Tensor:
         """Points (B, 2, T, 2) for states (B, 2, T, width), hands left, right; `noise` is not used."""
         check_states(states, self.width, compat)
         return self.mlp(states.to(self.mlp[0].weight.dtype))

@@ -34,6 +34,11 @@ def path_loss(
     settings, head = model.config.trajectory, model.trajectory_head
     layout, code = settings.get("hand_layout", "left_right"), settings.get("observed_code", "fourier")
     if trajectories is None or input_ids is None:
+        without = int((labels == model.config.trajectory_token_id).sum())
+        if without:
+            raise ValueError(
+                f"the answers have {without} path tokens but no paths came with them; build the batch with this model's own processor"
+            )
         states = hand_states(hidden[:1, :1] * 0, layout)
         if observed is not None:
             states = torch.cat([states, states.new_zeros(1, 2, 1, context_width(observed.shape[2], code))], -1)

@@ -62,7 +62,7 @@ class PathHead(nn.Module):
         target: Tensor,
         valid: Tensor,
         noise: Tensor | None = None,
-        compat: str | None = None,
+        compat: bool | str | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Distance to the point per valid hand-step, the deviations' negative log-likelihood (the points held fixed), and the
@@ -93,7 +93,7 @@ class PathHead(nn.Module):
             terms |= self._future(states, target, valid, noise, count)
         return {"total": sum(terms.values(), torch.zeros((), device=states.device)), **terms, "points": points}
 
-    def predict(self, states: Tensor, noise: Tensor | None = None, compat: str | None = None) -> Tensor:
+    def predict(self, states: Tensor, noise: Tensor | None = None, compat: bool | str | None = None) -> Tensor:
         """Points (B, 2, T, 2) for states (B, 2, T, width), hands left, right, the first of them that of the path's first step: the mean, or
         with `noise` (B, 2, 1 or T, latent), standard normal, the mean moved by so many deviations. A latent that both hands share is
         the sum of their first steps' noise, over √2.

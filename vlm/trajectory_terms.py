@@ -7,21 +7,30 @@ from typing import cast
 import torch
 from torch import Tensor
 
-COMPAT = (None, "handsonvlm", "handsonvlm_fp32")
+COMPAT = ("handsonvlm", "handsonvlm_fp32")
+
+
+def published(compat: bool | str | None) -> str | None:
+    """The published loss and sampling that `compat` asks for: None for ours; True is "handsonvlm". Raises ValueError for another name."""
+    if compat in (None, False):
+        return None
+    name = "handsonvlm" if compat is True else str(compat)
+    if name not in COMPAT:
+        raise ValueError(f"compat is {compat!r}, expected None, True, {' or '.join(map(repr, COMPAT))}")
+    return name
 
 
 def count_of(valid: Tensor, count: Tensor | int | None) -> Tensor | int:
     return valid.sum() if count is None else count
 
 
-def check_states(states: Tensor, width: int, compat: str | None) -> None:
-    if compat not in COMPAT:
-        raise ValueError(f"compat is {compat!r}, expected None, 'handsonvlm' or 'handsonvlm_fp32'")
+def check_states(states: Tensor, width: int, compat: bool | str | None) -> None:
+    published(compat)
     if states.dim() != 4 or states.shape[1] != 2 or states.shape[-1] != width:
         raise ValueError(f"expected states (B, 2, T, {width}), hands left, right, got {tuple(states.shape)}")
 
 
-def checked(states: Tensor, width: int, target: Tensor, valid: Tensor, compat: str | None) -> tuple[Tensor, Tensor]:
+def checked(states: Tensor, width: int, target: Tensor, valid: Tensor, compat: bool | str | None) -> tuple[Tensor, Tensor]:
     """`target` in float32, zero where it does not count, and `valid` (B, 2, T) bool."""
     check_states(states, width, compat)
     if target.shape != (*states.shape[:-1], 2):

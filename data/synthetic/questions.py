@@ -205,7 +205,7 @@ def _sample(kind: str, record: dict[str, Any], folder: Path, split: str, rng: np
     )
     return Sample(
         id=f"{record['id']}/{kind}",
-        messages=[user({"type": "image", "image": str((folder / record["image"]).resolve())}, question), assistant(*parts)],
+        messages=[user({"type": "image", "image": str((folder / record["image"]).absolute())}, question), assistant(*parts)],
         source=Source("synthetic", video_id=record["id"], frame=0, licence="Apache-2.0"),
         targets={
             "kind": kind, "boxes": [box["bbox_xyxy"] for box in boxes], "labels": [box["label"] for box in boxes if "label" in box],

@@ -26,7 +26,8 @@ from data.synthetic.reaching import FOREARM_IDS, HAND_IDS, Person, PlacedHand, h
 from pose_tools.types import SIDES, Side
 
 SIZE = (192, 192)
-ATTEMPTS = 80
+PLANS, ATTEMPTS = 8, 80
+"""A plan is given up after so many attempts, a picture after so many plans."""
 WIDEST = 0.42
 """The largest share of the picture's short side that anything to be asked for may take."""
 
@@ -106,12 +107,22 @@ def another_pair(rng: np.random.Generator, choice: tuple[tuple[str, str], ...], 
 
 def make_scene(seed: int, split: factors.Split, index: int, size: tuple[int, int] = SIZE) -> Scene:
     """Picture number `index` of a split, complete with labels, `size` (width, height); a function of its arguments alone."""
-    plan = draw_plan(picture_rng(seed, split, index, 0), split)
-    for attempt in range(1, ATTEMPTS + 1):
-        scene = _try_scene(plan, picture_rng(seed, split, index, attempt), size)
-        if scene is not None:
-            return scene
-    raise SceneError(f"{split} picture {index} (seed {seed}): no valid scene in {ATTEMPTS} attempts for {plan}")
+    for number in range(PLANS):  # two hands that cross with much in them may not fit into a narrow picture
+        plan = _plan(seed, split, index, number)
+        for attempt in range(1, ATTEMPTS + 1):
+            scene = _try_scene(plan, picture_rng(seed, split, index, 1000 * number + attempt), size)
+            if scene is not None:
+                return scene
+    raise SceneError(f"{split} picture {index} (seed {seed}): no valid scene of {PLANS} plans in {ATTEMPTS} attempts each, last {plan}")
+
+
+def _plan(seed: int, split: factors.Split, index: int, number: int) -> Plan:
+    """Plan `number` of a picture: all have the hands of the first, which data sets of hands count before anything is drawn."""
+    hands = draw_plan(picture_rng(seed, split, index, 0), split).hands
+    rng = picture_rng(seed, split, index, 1000 * number)
+    while (plan := draw_plan(rng, split)).hands != hands:
+        pass
+    return plan
 
 
 def _try_scene(plan: Plan, rng: np.random.Generator, size: tuple[int, int]) -> Scene | None:

@@ -95,15 +95,14 @@ class _Reader(pickle.Unpickler):
         if module.split(".")[0] == "chumpy" and "." not in name:
             return type(name, (_Chumpy,), {})
         raise UnsafePickleError(
-            f"the file asks for {module}.{name}, which no file of numbers holds; nothing was run. "
-            "Get the file again from its own site"
+            f"the file asks for {module}.{name}, which no file of numbers holds; nothing was run. Get the file again from its own site"
         )
 
 
 def _scan(data: bytes) -> None:
     """Walks through the file's instructions without carrying them out: all there, none that reaches outside, no memory bombs."""
     for op, argument, _ in pickletools.genops(data):
-        if op.name in ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "BYTEARRAY8"):
+        if op.name in ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"):
             raise UnsafePickleError(f"the file uses {op.name}, which no file of numbers does")
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and not (isinstance(argument, int) and 0 <= argument <= len(data)):
             raise ValueError(f"it numbers an object {argument}")  # the unpickler would make a table of that length

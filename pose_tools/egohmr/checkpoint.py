@@ -29,14 +29,15 @@ def load_stage1(source: Source, smpl: Smpl | Mapping[str, Smpl], **statistics: A
 
     Args:
         smpl: the neutral body, or {"neutral", "male", "female"}: the losses compare with the gendered ones.
-        statistics: `init_betas` (10,) and `init_cam` (3,) (or `shape`, `cam`, as smpl_mean_params.npz calls them), where the
-            checkpoint does not hold them.
+        statistics: `init_betas` (10,) and `init_cam` (3,) (or `shape`, `cam`, as smpl_mean_params.npz calls them; its `pose` is not
+            used), where the checkpoint does not hold them.
 
     Raises CheckpointError for a file that is not a stage-1 checkpoint, with the lists of what is missing, unexpected or misshapen.
     """
     tensors = _tensors(source, stage=1)
     for name in [name for name in tensors if _FEATURES.fullmatch(name)]:
         _check_halves(name, tensors.pop(name))
+    statistics.pop("pose", None)
     unknown = set(statistics) - set(_STATISTICS)
     if unknown:
         raise TypeError(f"unknown statistics {', '.join(sorted(unknown))}: expected {', '.join(_STATISTICS)}")

@@ -17,8 +17,9 @@ Kind = Literal["cosine", "linear"]
 class Schedule:
     """Constants of a forward process x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε, each a float64 tensor (steps,).
 
-    betas, alphas, alphas_cumprod, alphas_cumprod_prev, sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod, sqrt_recip_alphas_cumprod,
-    sqrt_recipm1_alphas_cumprod, posterior_variance, posterior_log_variance_clipped, posterior_mean_coef1, posterior_mean_coef2;
+    betas, alphas, alphas_cumprod, alphas_cumprod_prev, alphas_cumprod_next, sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod,
+    log_one_minus_alphas_cumprod, sqrt_recip_alphas_cumprod, sqrt_recipm1_alphas_cumprod, posterior_variance,
+    posterior_log_variance_clipped, posterior_mean_coef1, posterior_mean_coef2;
     `timestep_map` (steps,) int64: the step of the full schedule that each one stands for, which is what a network is told.
     """
 
@@ -30,8 +31,10 @@ class Schedule:
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.alphas_cumprod_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        self.alphas_cumprod_next = torch.cat([self.alphas_cumprod[1:], torch.zeros(1, dtype=torch.float64)])
         self.sqrt_alphas_cumprod = self.alphas_cumprod.sqrt()
         self.sqrt_one_minus_alphas_cumprod = (1 - self.alphas_cumprod).sqrt()
+        self.log_one_minus_alphas_cumprod = (1 - self.alphas_cumprod).log()
         self.sqrt_recip_alphas_cumprod = (1 / self.alphas_cumprod).sqrt()
         self.sqrt_recipm1_alphas_cumprod = (1 / self.alphas_cumprod - 1).sqrt()
         rest = 1 - self.alphas_cumprod

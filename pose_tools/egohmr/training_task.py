@@ -18,6 +18,7 @@ from pose_tools.egohmr.stage1 import Stage1
 from pose_tools.egohmr.stage2 import Stage2
 from pose_tools.geometry import axis_angle_to_matrix
 from pose_tools.render import Canvas, contact_sheet
+from pose_tools.sampling import evenly
 
 DETECTED, LABELLED = (90, 220, 110), (240, 70, 70)
 
@@ -164,7 +165,7 @@ def predict(stage: Stage1 | Stage2, people: People, numbers: Sequence[int], batc
 def label_sheet(people: Any, count: int = 20) -> np.ndarray:
     """RGB uint8: crops as the networks get them (mirrored and turned when augmented), with BODY_25 as detected and the labels' joints."""
     pictures = []
-    for index in np.unique(np.linspace(0, len(people) - 1, min(count, len(people))).astype(int)).tolist():
+    for index in evenly(len(people), count).tolist():
         item = people.item(index)
         pixels = item["img"].transpose(1, 2, 0) * STD + MEAN
         canvas = Canvas((255 * pixels).clip(0, 255).astype(np.uint8), least=320)

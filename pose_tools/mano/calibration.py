@@ -35,6 +35,13 @@ class DoubtReport:
     after: float
     expected: float
 
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"mean error {self.learnt_mm:.1f} mm (held out {self.held_out_mm:.1f} mm), expected {self.expected:.2f} of it; "
+            f"the least confident fifth's is {self.after:.2f} times the rest's (before: {self.before:.2f})"
+        )
+
 
 @dataclass(frozen=True)
 class Observed:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
 from pose_tools.body_models import Mano, load_mano
 from pose_tools.mano.networks import HandRegressor, RegressorConfig, RegressorError
-from pose_tools.tool_protocol import BackendMissing
+from pose_tools.model_folder import Files, files_of, read_config, read_weights
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "demos" / "assets" / "mano_small"
 
@@ -23,37 +22,18 @@ def load_regressor(path: str | Path | None = None, mano: Mano | None = None) -> 
     (stand-in only), and shared: do not train it.
     """
     folder = Path(path).resolve() if path is not None else DEFAULT_FOLDER
-    files = (folder / "config.json", folder / "model.safetensors")
-    for file in files:
-        if not file.is_file():
-            raise BackendMissing(f"the hand regressor's {file} is missing: train one with scripts/train_mano.py, or give its folder")
+    files, version = files_of(folder, "hand regressor", "train_mano.py")
     if mano is not None:
         return _read(files, mano)
-    return _shared(files, tuple((facts.st_size, facts.st_mtime_ns) for facts in (file.stat() for file in files)))
+    return _shared(files, version)
 
 
 @lru_cache(maxsize=2)
-def _shared(files: tuple[Path, Path], version: tuple[tuple[int, int], ...]) -> HandRegressor:
+def _shared(files: Files, version: tuple[tuple[int, int], ...]) -> HandRegressor:
     """`version` only tells files that were written again from those that were loaded."""
     return _read(files, load_mano())
 
 
-def _read(files: tuple[Path, Path], mano: Mano) -> HandRegressor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        config = RegressorConfig(**json.loads(files[0].read_text()))
-    except (TypeError, ValueError) as error:
-        raise RegressorError(f"{files[0]}: not the config of a hand regressor ({error})") from error
-    try:
-        tensors = load_file(files[1])
-    except SafetensorError as error:
-        raise RegressorError(f"{files[1]}: not a whole file ({error}); get or train it again") from error
-    model = HandRegressor(config, mano, pretrained=False)
-    wanted = model.state_dict()
-    wrong = [k for k in wanted.keys() | tensors.keys() if k not in wanted or k not in tensors or wanted[k].shape != tensors[k].shape]
-    if wrong:
-        raise RegressorError(f"{files[1]}: {len(wrong)} tensors missing, extra or of another shape, such as {sorted(wrong)[0]!r}")
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False)
+def _read(files: Files, mano: Mano) -> HandRegressor:
+    config = read_config(files[0], RegressorConfig, "hand regressor", RegressorError)
+    return read_weights(files[1], HandRegressor(config, mano, pretrained=False), RegressorError)

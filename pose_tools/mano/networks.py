@@ -12,7 +12,6 @@ the read-outs too: where the joints are in the crop says most about how they are
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from pose_tools.body_models import Mano
-from pose_tools.files import atomic_path, write_text
 from pose_tools.geometry import axis_angle_to_matrix, matrix_to_rotation_6d, rotation_6d_to_matrix
 from pose_tools.mano.prediction import HandPrediction
+from pose_tools.model_folder import write_folder
 
 JOINTS = 21
 _SCALE = 5.0
@@ -210,14 +209,9 @@ class HandRegressor(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """`model.safetensors` (matrices as float16) and `config.json`, each written atomically; no array of the hand model."""
-        from safetensors.torch import save_file
-
-        tensors = {k: (v.half() if v.dim() >= 2 else v).detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        with atomic_path(Path(folder) / "model.safetensors") as temporary:
-            save_file(tensors, temporary)
         # a pretrained backbone is written as a mapping, so that the folder opens without its name's weights
         architecture = self.features.model.config
         backbone = self.config.backbone
         if isinstance(backbone, str):
             backbone = architecture.to_diff_dict() | {"model_type": architecture.model_type}
-        write_text(Path(folder) / "config.json", json.dumps(asdict(self.config) | {"backbone": backbone}, indent=1) + "\n")
+        write_folder(folder, self, asdict(self.config) | {"backbone": backbone})

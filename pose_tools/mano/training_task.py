@@ -16,6 +16,7 @@ from pose_tools.mano.crops import HandCrops
 from pose_tools.mano.losses import HandLoss
 from pose_tools.mano.prediction import HandPrediction
 from pose_tools.metrics import mpjpe, pa_mpjpe
+from pose_tools.sampling import evenly
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class RegressionTask:
         self.crops, self.held_out, self.loss = crops, held_out, loss
         self.weights = loss.weights
         self.sample, self.collate = crops.sample, crops.collate
-        self.judged = np.unique(np.linspace(0, len(held_out) - 1, min(evaluate_most, len(held_out))).astype(int)).tolist()
+        self.judged = evenly(len(held_out), evaluate_most).tolist()
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -113,7 +114,7 @@ def label_sheet(crops: HandCrops, count: int = 24, epoch: int = 0) -> np.ndarray
     from pose_tools.render import Canvas
 
     pictures, captions = [], []
-    for number in np.unique(np.linspace(0, len(crops) - 1, min(count, len(crops))).astype(int)).tolist():
+    for number in evenly(len(crops), count).tolist():
         sample = crops.sample(number, epoch)
         pixels = np.ascontiguousarray(sample["pixels"].transpose(1, 2, 0))
         canvas = Canvas(pixels, least=320)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,10 +63,20 @@ def _read_file(path: Path) -> Any:
 
             return load_file(path)
         mentioned = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-        with torch.serialization.safe_globals([(Inert, name) for name in mentioned]):
+        numbers = _numpy_globals()
+        inert = [(Inert, name) for name in mentioned if name not in numbers]
+        with torch.serialization.safe_globals([*((value, name) for name, value in numbers.items()), *inert]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}); is it whole?") from error
+
+
+def _numpy_globals() -> dict[str, Any]:
+    """What a pickled NumPy number or array of numbers mentions; a file may hold its best score or its step so."""
+    makers = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+    found = {f"{home}.{maker.__name__}": maker for maker in makers for home in ("numpy.core.multiarray", "numpy._core.multiarray")}
+    kinds = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
+    return found | {"numpy.dtype": np.dtype, "numpy.ndarray": np.ndarray} | {f"numpy.dtypes.{kind.__name__}": kind for kind in kinds}
 
 
 _OUTER = r"(?:(?:module|model|backend_model|backbone|resnet|encoder)\.)*?"

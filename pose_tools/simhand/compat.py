@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -10,20 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pose_tools.simhand.views import (
-    OUT,
-    SIMHAND_STEPS,
-    Parameters,
-    blur,
-    check_picture,
-    color_jitter,
-    complete,
-    crop_region,
-    draw_parameters,
-    grey,
-    rotation,
-    view_geometry,
-)
+from pose_tools.simhand.views import OUT, Parameters, crop_region, make_view, rotation
 
 
 def local_negatives(loss: Callable[..., Tensor], *rows: Tensor, replicas: int = 8) -> Tensor:
@@ -48,38 +35,27 @@ def original_joints(experiment: str, raw: tuple[Tensor, Tensor]) -> tuple[Tensor
     return raw[0] * OUT, raw[1] * OUT
 
 
-def make_view_in_steps(
-    image: np.ndarray,
-    joints: np.ndarray,
-    *,
-    parameters: Mapping[str, Any] | None = None,
-    seed: int | None = None,
-    steps: Collection[str] = SIMHAND_STEPS,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Parameters]:
+def make_view_in_steps(image: np.ndarray, joints: np.ndarray, **drawn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, Parameters]:
     """`views.make_view` with the pixels resampled as published: turn (bilinear), cut, resize (area), one after the other."""
-    image, joints = check_picture(image, joints)
-    given = complete(parameters) if parameters is not None else draw_parameters(seed, steps)
-    moved, matrix, found = view_geometry(joints[:, :2], given, image.shape[1::-1])
-    if found["blurred"]:
-        image = blur(image, found["sigma"])
-    xy = joints[:, :2]
+    return make_view(image, joints, resample=_in_steps, **drawn)
+
+
+def _in_steps(image: np.ndarray, xy: np.ndarray, found: Parameters) -> np.ndarray:
     if found["angle"] is not None:
         turn = rotation(xy, found["angle"])
         image = cv2.warpAffine(image, turn, image.shape[1::-1])
         xy = (xy.astype(np.float64) @ turn[:, :2].T + turn[:, 2]).astype(np.float32)
     (x0, y0, x1, y1), _ = crop_region(xy, found, image.shape[1::-1])
-    view = cv2.resize(image[y0:y1, x0:x1], (OUT, OUT), interpolation=cv2.INTER_AREA)
-    if found["h"] is not None:
-        view = color_jitter(view, found)
-    if found["color_dropped"]:
-        view = grey(view)
-    return view, np.concatenate([moved, joints[:, 2:]], axis=1), matrix, found
+    return cv2.resize(image[y0:y1, x0:x1], (OUT, OUT), interpolation=cv2.INTER_AREA)
 
 
 def key_point_errors(pred: np.ndarray, gt: np.ndarray) -> dict[str, float]:
-    """The pre-training package's end-point errors of (N, 21, d), nothing aligned, over all points."""
-    distances = np.linalg.norm(np.asarray(pred, np.float64) - np.asarray(gt, np.float64), axis=-1)
-    return {name: float(getattr(np, name)(distances)) for name in ("mean", "median", "min", "max")}
+    """The pre-training package's end-point errors of (N, 21, d), nothing aligned, over all points.
+
+    Of an even number of errors the median is the lower of the two in the middle, as torch.median has it.
+    """
+    distances = torch.from_numpy(np.linalg.norm(np.asarray(pred, np.float64) - np.asarray(gt, np.float64), axis=-1))
+    return {name: float(getattr(torch, name)(distances)) for name in ("mean", "median", "min", "max")}
 
 
 def key_point_auc(pred: np.ndarray, gt: np.ndarray) -> float:

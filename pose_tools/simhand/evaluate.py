@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -102,7 +103,9 @@ def peclr_freihand(
     box = np.array([width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half])
     for _ in range(2):
         view = peclr_view(box, (width, height))
-        pixels = torch.from_numpy(normalise(view.warp(image)))[None]
+        # as published: OpenCV's coordinates, whole at the pixels' centres, which the intrinsics are in as well; nothing smoothed
+        cut = cv2.warpAffine(image, view.matrix[:2], view.out)
+        pixels = torch.from_numpy(normalise(cut))[None]
         output = model(pixels, torch.from_numpy(view.matrix @ intrinsics).float()[None])
         points = view.to_original(np.trunc(output["kp2d"][0].double().numpy()))
         box = np.concatenate([points.min(0), points.max(0)])

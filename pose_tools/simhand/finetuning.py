@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pose_tools.mano.crops import Augmentation, CropError, HandCrops, assumed_intrinsics
 from pose_tools.mano.estimate import HandInPicture
 from pose_tools.metrics import mpjpe, pa_mpjpe
+from pose_tools.sampling import evenly
 from pose_tools.simhand.detnet_training import WEIGHTS, detnet_losses
 from pose_tools.simhand.evaluate import root_scale_aligned
 from pose_tools.simhand.fine_tuned import BONES, FineTuned, Kind, NetworkSettings, network_input
@@ -45,7 +46,7 @@ class FinetuningTask:
         self.crops = HandCrops(learn, network.image_size, scale=network.crop_scale, augmentation=augmentation, seed=seed,
                                targets=TARGETS[network.kind])  # fmt: skip
         self.sample, self.collate = self.crops.sample, self.crops.collate
-        self.judged = np.unique(np.linspace(0, len(held_out) - 1, min(judged, len(held_out))).astype(int)).tolist()
+        self.judged = evenly(len(held_out), judged).tolist()
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -109,7 +110,7 @@ def mean_bone_length(hands: Sequence[HandSample], kind: Kind, most: int = 200) -
     """Metres of the network's reference bone, the mean over at most `most` hands; CropError where none has both ends of it."""
     first, second = BONES[kind]
     lengths = []
-    for number in np.unique(np.linspace(0, len(hands) - 1, min(most, len(hands))).astype(int)).tolist():
+    for number in evenly(len(hands), most).tolist():
         hand = hands[number]
         if hand.joints_3d is not None and (hand.joints_valid is None or np.asarray(hand.joints_valid)[[first, second]].all()):
             lengths.append(float(np.linalg.norm(np.asarray(hand.joints_3d)[first] - np.asarray(hand.joints_3d)[second])))

@@ -114,13 +114,15 @@ def mine(
 
     (indices (N, k) int64, distances (N, k) float64), nearest first; ties by lower index. The distance is Euclidean in the first
     `dims` principal directions of the pool's key points. `exclude`: neighbours never share the video, never the picture
-    (`image_ids` (N,)), or merely are another hand. −1 and inf where no (further) legal neighbour exists and for hands with
-    missing key points, which nobody gets either; both are counted in the log.
+    (`image_ids` (N,); without them `video_ids` name the pictures), or merely are another hand. −1 and inf where no (further) legal
+    neighbour exists and for hands with missing key points, which nobody gets either; both are counted in the log.
 
     "exact" equals brute force; "ivf" is FAISS, which looks into the nearest lists of a clustering (seeded), and logs its recall,
     measured on 2,000 anchors. `prepare` gives the same piece by piece. NumPy in, NumPy out; a torch tensor of key points gives
     torch tensors. Raises ValueError for other shapes and names, BackendMissing for "ivf" without FAISS.
     """
+    if exclude == "image" and image_ids is None:
+        image_ids = video_ids
     miner = prepare(keypoints, video_ids, k, dims=dims, normalise=normalise, exclude=exclude, image_ids=image_ids, method=method, seed=seed)
     indices, distances = np.full((miner.total, k), -1, np.int64), np.full((miner.total, k), np.inf)
     for rows, near, away in miner:

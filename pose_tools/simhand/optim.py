@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -82,10 +83,17 @@ def scaled_learning_rate(base: float = 1e-4, batch: int = 1024, accumulate: int 
     return base * math.sqrt(batch * accumulate)
 
 
+UNDECAYED = re.compile(r"bias|bn|\.layer\.\d+\.normalization\.")
+
+
 def published_groups(named_parameters: Any, weight_decay: float = 1e-6) -> list[dict[str, Any]]:
-    """Groups for an optimiser as published: no decay where the name contains "bias" or "bn"; the other norms are decayed."""
+    """Groups for an optimiser as published: no decay where the name contains "bias" or "bn"; the other norms are decayed.
+
+    The published names are meant: transformers calls the "bn1" of a residual block `layer.0.normalization`. Norms of the stem, of
+    shortcuts and of the projection head had names without "bn".
+    """
     decayed, free = [], []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (free if "bias" in name or "bn" in name else decayed).append(parameter)
+            (free if UNDECAYED.search(name) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

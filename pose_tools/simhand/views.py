@@ -8,7 +8,7 @@ Coordinates: x right, y down, (0, 0) the outer corner of the top-left pixel.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import cv2
@@ -92,20 +92,22 @@ def make_view(
     parameters: Mapping[str, Any] | None = None,
     seed: int | None = None,
     steps: Collection[str] = SIMHAND_STEPS,
+    resample: Callable[[np.ndarray, np.ndarray, Parameters], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Parameters]:
     """One view of a hand: picture uint8 (H, W, 3), key points (21, 2) or (21, 3) pixels →
 
     (view (128, 128, 3) uint8, key points of the same shape in the view's pixels (a third column stays), matrix (3, 3) float64
     from the picture to the view, parameters). `parameters` of another call make the same view again; else `seed` and `steps` draw
     them (`draw_parameters`). What the turned and cropped picture lacks is black; a crop that the border cuts off is
-    stretched, as published. Raises ValueError for key points that are not finite or leave nothing to crop.
+    stretched, as published. `resample(picture, key points (21, 2), parameters)` may turn and cut the picture in another way than our one
+    warp. Raises ValueError for key points that are not finite or leave nothing to crop.
     """
     image, joints = check_picture(image, joints)
     given = complete(parameters) if parameters is not None else draw_parameters(seed, steps)
     moved, matrix, found = view_geometry(joints[:, :2], given, image.shape[1::-1])
     if found["blurred"]:
         image = blur(image, found["sigma"])
-    view = _warp(image, matrix)
+    view = _warp(image, matrix) if resample is None else resample(image, joints[:, :2], found)
     if found["h"] is not None:
         view = color_jitter(view, found)
     if found["color_dropped"]:

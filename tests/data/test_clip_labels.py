@@ -21,6 +21,7 @@ from data.epic_kitchens import EpicError
 from data.hand_extraction import Source
 from data.synthetic.journal import FolderError
 from pose_tools.detect import HandDetection
+from pose_tools.files import FolderBusyError
 from pose_tools.image_io import read_image
 from pose_tools.render import SIDE_COLOURS
 from pose_tools.video import write_video
@@ -144,6 +145,18 @@ def test_stopped_and_taken_up_is_uninterrupted(made: Path, video: Path, tmp_path
     assert contents(tmp_path / "clips") == contents(made)
 
 
+def test_a_run_that_is_refused_changes_nothing(made: Path, video: Path, tmp_path: Path):
+    """Its labels, of the windows there were when it came, would take the place of those that the other run writes at its end."""
+    out = tmp_path / "clips"
+    first = make_labels(out, windows_of(video), LabelSettings(size=120), detector=by_colour)
+    assert [next(first), next(first)] == [0, 1]
+    before = contents(out)
+    with pytest.raises(FolderBusyError):
+        make(out, windows_of(video))
+    assert contents(out) == before
+    assert list(first) == [2, 3] and contents(out) == contents(made)
+
+
 def test_windows_may_be_added_but_not_changed(video: Path, tmp_path: Path):
     windows = windows_of(video)
     out = make(tmp_path / "clips", windows[:1])
@@ -210,6 +223,27 @@ def test_actions_of_a_file(video: Path, tmp_path: Path):
     assert (window.participant_id, window.stop_frame, window.verb, window.noun) == ("P02", 241, "cut", "onion") and not unread
 
 
+@pytest.mark.parametrize("name", ["2024.05.12", "2024.05.12.mp4", "2024_05_12", "2024_05_12.mp4"])
+def test_a_name_with_points_is_found_with_and_without_its_ending(name: str, video: Path, tmp_path: Path):
+    (tmp_path / "actions.csv").write_text(f"video,start\n{name},3.25\n")
+    sources = video_names([Source("2024.05.12", video)])
+    assert len(plan(sources, read_moments(tmp_path / "actions.csv"), every=1, participant="P09")[0]["2024_05_12"]) == 1
+
+
+def test_a_name_of_several_videos_is_refused_and_the_whole_name_is_meant_first(video: Path, tmp_path: Path):
+    below = tmp_path / "b" / video.name
+    below.parent.mkdir()
+    below.write_bytes(video.read_bytes())
+    sources, file = {"a_kitchen": Source("a/kitchen", video), "b_kitchen": Source("b/kitchen", below)}, tmp_path / "actions.csv"
+    file.write_text("video,start\nb/kitchen.mp4,3.25\n")
+    assert [len(some) for some in plan(sources, read_moments(file), every=1, participant="P01")[0].values()] == [0, 1]
+    file.write_text("video,start\nkitchen,3.25\n")
+    with pytest.raises(EpicError, match="names 'kitchen', which may be .*name it with its folder"):
+        plan(sources, read_moments(file), every=1, participant="P01")
+    one = {"kitchen": Source("kitchen", video), "b_kitchen": Source("b/kitchen", below)}
+    assert len(plan(one, read_moments(file), every=1, participant="P01")[0]["kitchen"]) == 1
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -217,6 +251,7 @@ def test_actions_of_a_file(video: Path, tmp_path: Path):
         ("video,start\n,1\n", "row 1: names no video"), ("video,start,stop\na,2,1\n", "before its start"),
         ("video,start,participant\na,2,../x\n", "letters, digits"), ("video,start\nother,2\n", "first 'other'; there are kitchen"),
         ("video,start\na,-1\n", "no moment"), ("video,start\na,1:2:3:4\n", "no moment"),
+        ("video,start\n.,1\n", "first '.'"), ("video,start\n/,1\n", "first '/'"),
     ],
 )  # fmt: skip
 def test_broken_action_files(text: str, said: str, video: Path, tmp_path: Path):

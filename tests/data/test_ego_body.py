@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from data.ego_body import Augmentation, EgoBody, collate, read_annotations, read_mocap
-from data.ego_body_cameras import EgoBodyError, recording_of
+from data.ego_body import Augmentation, EgoBody, collate, crop_matrix, read_annotations, read_mocap
+from data.ego_body_cameras import EgoBodyError, image_key, recording_of
 from data.ego_body_scenes import keyframes, preprocess_stage1, preprocess_stage2, read_points
 from data.synthetic.ego_body_writer import write_ego_body
 from pose_tools.body_models import load_smpl
 from pose_tools.body_models.read import UnsafePickleError
 from pose_tools.egohmr.body import BODY_25, MIRROR_BODY_25, MIRROR_SMPL, keypoints_45, true_body
 from pose_tools.egohmr.camera import project_normalised
-from pose_tools.egohmr.scene import SceneError
+from pose_tools.egohmr.scene import SceneError, transform
 
 COUNT = 12  # one whole recording and the beginning of another
 MOVED = Augmentation(shift=(0.02, -0.01), scale=1.2, turn=20.0, flip=True, gain=(0.9, 1.0, 1.1))
@@ -77,6 +77,30 @@ def test_a_joint_stays_where_it_is_in_the_moved_crop(folder):
                 shown = moved["img"][:, v - 1 : v + 2, u - 1 : u + 2].mean((1, 2))
                 normal = (np.clip(colour * MOVED.gain, 0, 255) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
                 assert np.abs(shown - normal).max() < 1.5  # the same patch, not the wall beside it
+
+
+def test_the_crop_is_the_published_one_to_the_last_digit():
+    centre, side = np.float32([431.27, 288.6]).astype(np.float64), float(np.float32(313.3)) * 1.13
+    recorded = [[0.5824186204017083, 0.24722199785422555, -210.52794211165548],
+                [-0.24722199785422574, 0.5824186204017084, 50.533410895795754]]  # fmt: skip
+    np.testing.assert_allclose(crop_matrix(centre, side, 23.0, 224), recorded, rtol=1e-13)
+
+
+def test_key_points_outside_the_crop_are_not_in_its_mask(folder):
+    item = EgoBody(folder, "train", smpl=load_smpl(), side=32).item(0, augmentation=Augmentation(scale=0.5))
+    points, found = item["keypoints_2d"], item["keypoints_2d"][:, 2] > 0
+    inside = (np.abs(points[:, :2]) <= 0.5).all(1)
+    assert (found & ~inside).any() and (found & inside).any()
+    assert np.array_equal(item["keypoints_2d_vis_mask"], found & inside)
+
+
+def test_camera_matrices_are_the_recordings_own(folder, scenes):
+    data = EgoBody(folder, "train", smpl=load_smpl(), scenes=scenes / "s1", side=32)
+    item = data.item(0)
+    clouds, frames = data._stage1_clouds
+    points = transform(clouds[frames[image_key(data.name(0))]], item["transf_kinect2holo"])
+    points = transform(points, item["transf_holo2pv"])  # the headset camera's axes: y up, z backwards
+    np.testing.assert_allclose(points * [1, -1, -1], item["scene_pcd_verts_full"], atol=1e-9)
 
 
 def test_moving_nothing_changes_nothing_and_a_mirror_twice_is_no_mirror(folder, scenes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -105,7 +106,12 @@ def test_a_real_folder_has_no_journal(folder: Path):
     samples = list(read_clips(folder))
     for sample, known in zip(samples, plain, strict=True):
         np.testing.assert_array_equal(sample.targets["future"], known["future"])
-        assert sample.targets["past"] is None and sample.targets["goal"] is None and sample.source.dataset == "epic_kitchens"
+        assert sample.targets["goal"] is None and sample.source.dataset == "epic_kitchens"
+        # a label tells the last observed moment, and no other
+        assert sample.targets["past_times"].tolist() == known["past_times"][-1:].tolist() == [0.0]
+        there = known["past_valid"][:, -1]
+        assert sample.targets["past_valid"][:, 0].tolist() == there.tolist() and there.any()
+        np.testing.assert_allclose(sample.targets["past"][there, 0], known["past"][there, -1], atol=2e-3)
         assert sample.targets["narration"] in sample.messages[0]["content"][1]["text"].replace("?", "")
 
 
@@ -143,8 +149,24 @@ def test_labels_of_nan_or_without_hands_are_left_out(folder: Path):
         reader = EpicClips(folder, tolerance=0.5)
         assert sum(reader.skipped.values()) == 1 and reason in next(iter(reader.skipped))
         assert sum(len(clip.actions) for clip in reader.clips) == actions - 1
+    assert not EpicClips(folder, wording="narration").skipped, "the published set has them, with neither hand valid"
     (folder / "labels/label_0.pkl").unlink()
     assert EpicClips(folder, tolerance=0.5).skipped == {"have no label, or a broken one": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_a_frame_that_is_no_picture_is_named(folder: Path, content: bytes | None):
+    last = folder / read_clip_records(folder)[0]["frames"][-1]
+    last.write_bytes(last.read_bytes()[:300] if content is None else content)
+    with pytest.raises(EpicError, match=f"{last.name}: not a picture"):
+        EpicClips(folder).samples(0, split="train", seed=0)
+
+
+def test_a_file_of_questions_without_any_is_refused(folder: Path):
+    frame = read_clip_records(folder)[0]["frames"][-1]
+    (folder / "questions.json").write_text(json.dumps({frame: "Where would I begin?"}))
+    with pytest.raises(EpicError, match="no clip can be used"):
+        EpicClips(folder, wording="reasoning", questions=folder / "questions.json")
 
 
 def test_points_outside_the_frame_are_not_valid(folder: Path):
@@ -164,6 +186,8 @@ def test_a_label_with_code_is_refused(folder: Path):
     (folder / "labels/label_0.pkl").write_bytes(pickle.dumps({"hand_trajs": Code()}))
     with pytest.raises(UnsafePickleError, match="label_0.pkl"):
         EpicClips(folder, tolerance=1.0)
+    with pytest.raises(DatasetError, match="label_0.pkl: the file asks for .*nothing was run"):
+        open_groups("clip_trajectory", folder, options={"tolerance": 1.0})
 
 
 def test_folders_that_are_none(tmp_path: Path):

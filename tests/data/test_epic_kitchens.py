@@ -67,7 +67,7 @@ def test_a_missing_hand_and_steps_off_the_picture():
     np.testing.assert_array_equal(none["future_hands"][1], np.tile(np.float32([0.75, 1.5]), (5, 1)))
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
 def test_a_label_file_says_what_its_content_says(tmp_path: Path, protocol: int, dtype: str):
     content = label(LEFT=path_from(9).astype(dtype))
@@ -127,6 +127,15 @@ def test_actions_and_their_frames(tmp_path: Path):
         clip_frames(first, tmp_path)
 
 
+def test_annotations_of_a_spreadsheet(tmp_path: Path):
+    """With a byte-order mark, lines that end as on Windows, columns in another order and more of them."""
+    file = tmp_path / "a.csv"
+    rows = "video_id,participant_id,narration,noun,verb,stop_frame,start_frame,all_nouns\r\nP01_01,P01,cut,onion,cut,300,211,['onion']\r\n"
+    file.write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    (action,) = read_actions(file)
+    assert (action.video_id, action.start_frame, action.noun) == ("P01_01", 211, "onion")
+
+
 def test_broken_annotations(tmp_path: Path):
     with pytest.raises(EpicError, match="row 1.*whole numbers"):
         read_actions(annotations(tmp_path, start="soon"))
@@ -135,6 +144,12 @@ def test_broken_annotations(tmp_path: Path):
         read_actions(tmp_path / "other.csv")
     with pytest.raises(EpicError, match="no such file"):
         read_actions(tmp_path / "gone.csv")
+    (tmp_path / "cut.csv").write_bytes(annotations(tmp_path).read_bytes()[:-2] + b"\xff\xfe")
+    with pytest.raises(EpicError, match="cut.csv: no csv file"):
+        read_actions(tmp_path / "cut.csv")
+    with pytest.raises(EpicError, match="row 2: cut off|row 2: start_frame"):
+        (tmp_path / "cut.csv").write_bytes(annotations(tmp_path).read_bytes()[:-16])
+        read_actions(tmp_path / "cut.csv")
     with pytest.raises(EpicError, match="no name"):
         frame_path("..", "P01_01", 1)
 
@@ -148,3 +163,17 @@ def test_questions_are_what_stands_between_quotes(tmp_path: Path):
         file.write_text(content)
         with pytest.raises(EpicError, match=said):
             read_questions(file)
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        (b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.", "only 2 remain"),
+        (pickle.dumps({"a": bytearray(8)}, 5), "holds a bytearray"),
+    ],
+)
+def test_bytes_of_a_label_are_those_of_its_arrays(data: bytes, said: str, tmp_path: Path):
+    """The newest protocol keeps arrays in byte arrays: no length is believed, and alone they are nothing."""
+    (tmp_path / "label.pkl").write_bytes(data)
+    with pytest.raises(EpicError, match=said):
+        read_label(tmp_path / "label.pkl")

@@ -60,13 +60,21 @@ def test_conversations_round_trip(world, name):
         true_boxes = [thing["bbox_xyxy"] for thing in (*record["hands"], *record["objects"])]
         assert [m["content"][-1]["text"] for m in sample.messages[::2]] == turns[::2]
         for message, turn in zip(sample.messages[1::2], turns[1::2], strict=True):
-            assert " ".join(p.get("verbatim", p.get("text")) for p in message["content"]) == turn.replace("<delim>", " ")
+            assert "".join(p.get("gap", "") + p.get("verbatim", p.get("text")) for p in message["content"]) == turn
             for part in message["content"]:
                 if part["type"] == "box":
                     boxes += 1
                     off = min(np.abs(np.array(part["bbox_xyxy"]) - box).max() for box in true_boxes)
                     assert off <= 0.01 * record["width"], "a box's hundredths are truncated, never more than one off"
     assert boxes > 3
+
+
+def test_only_the_first_question_loses_its_marks(world, tmp_path):
+    row = json.loads((world / "hoiqa_dataset/ego4d-train.json").read_text())[0]
+    values = (" <image>\nwhere\nis it ", "here", "and\n<image> now", "there")
+    (tmp_path / "rows.json").write_text(json.dumps([{**row, "conversations": [{"value": value} for value in values]}]))
+    [sample] = read_hoi_qa(tmp_path / "rows.json", frames=world)
+    assert [message["content"][-1]["text"] for message in sample.messages] == ["whereis it", "here", "and\n<image> now", "there"]
 
 
 @pytest.mark.parametrize("name", ["epic-test", "ego4d-test"])
@@ -178,7 +186,7 @@ def test_answers_keep_every_box_and_word(boxes, words):
     found = [p for p in parts if p["type"] == "box"]
     assert np.allclose([p["bbox_xyxy"] for p in found], [[b[0] * 2, b[1], b[2] * 2, b[3]] for _, b in boxes])
     assert [p.get("label", "") for p in found] == [label for label, _ in boxes]
-    assert "".join(p.get("verbatim", p.get("text", "")) for p in parts).replace(" ", "") == sentence.replace(" ", "")
+    assert "".join(p.get("gap", "") + p.get("verbatim", p.get("text", "")) for p in parts) == sentence.rstrip()
 
 
 @given(st.text(max_size=60))

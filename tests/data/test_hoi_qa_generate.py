@@ -77,6 +77,12 @@ def test_both_none_and_unknown(tmp_path):
     assert "What is held in the right hand?" not in unknown and "Which hand holds the knife?" not in unknown
 
 
+def test_a_plate_in_each_hand_is_not_asked_for_by_name(tmp_path):
+    questions = [question for _, question, _ in pairs(frame_of(tmp_path, visor("p1", "p2")))]
+    assert len(set(questions)) == len(questions) and "[vqa] Which hand holds the plate?" not in questions
+    assert "[vqa] What is held in the right hand?" in questions
+
+
 def test_ego4d_boxes_and_narration(tmp_path):
     frame = frame_of(tmp_path, EGO4D, read_ego4d)
     said = answers(frame)

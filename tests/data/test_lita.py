@@ -18,6 +18,7 @@ from data.lita import (
     parse_times,
     temporal_iou,
 )  # fmt: skip
+from vlm.answers import write
 
 DURATIONS = st.floats(0.5, 5000)
 FRACTIONS = st.floats(0, 1)
@@ -43,6 +44,15 @@ def test_published_forms():
     assert format_dense_captions([(0, 5), (5, 10)], ["Opens a door.", "Leaves."], 10) == "<t0> <t50> Opens a door. <t50> <t99> Leaves."
     assert format_reasoning("It falls at <5.0> since <0> it hangs, <b>.", 10) == "It falls at <t50> since <t0> it hangs, <b>."
     assert parse_reasoning("at <t50>.", 10) == "at <5.05>."
+    assert format_reasoning("<.5> <12.> <1:2> <-1> <1.5s>", 20) == "<t2> <t59> <1:2> <-1> <1.5s>"
+
+
+def test_a_moment_between_two_tokens_is_rounded_as_a_share_of_the_clip():
+    """99 · (t / duration), in floating point: not 99 · t / duration, and as answers of `vlm.answers` are written."""
+    assert [format_time(t, d) for t, d in ((2.1, 12.6), (2.1, 15.4), (0.7, 19.8), (9.1, 19.8))] == ["<t17>", "<t13>", "<t4>", "<t45>"]
+    for tenths in range(127):
+        part = {"type": "time", "seconds": tenths / 10, "duration": 12.6}
+        assert write([part], None, "norm1000") == format_time(tenths / 10, 12.6)
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99), CAPTIONS), max_size=4))

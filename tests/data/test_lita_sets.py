@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -44,7 +45,8 @@ def test_dense_captions(folder: Path):
     assert asked == {f"{describe} {times}" for describe in strings.DESCRIBE for times in strings.WITH_TIMES}
     (sample,) = found.samples(0, 0)
     assert words(sample)[1] == "<t0> <t25> A man cuts an onion. <t20> <t99> He eats."
-    assert [Path(path).name for path in sample.messages[0]["content"][0]["video"]] == [f"{number:04d}.png" for number in range(7)]
+    frames = [Path(path).name for path in sample.messages[0]["content"][0]["video"]]
+    assert frames == [f"{number:04d}.png" for number in np.round(np.linspace(0, 6, 100)).astype(int)]
 
 
 def test_events(folder: Path):
@@ -83,6 +85,31 @@ def test_frames_are_spread_evenly(folder: Path):
     assert [Path(path).stem for path in sample.messages[0]["content"][0]["video"]] == ["0000", "0003", "0006"]
 
 
+def test_frames_of_a_short_video_stand_for_their_moments(folder: Path):
+    """Repeated side by side, not the video over and over: `<t50>` of 100 is the middle."""
+    (sample,) = opened(folder, CAPTIONS, "dvc").samples(1, 0)
+    assert [Path(path).stem for path in sample.messages[0]["content"][0]["video"]] == ["0000"] * 50 + ["0001"] * 50
+
+
+def test_every_event_is_looked_at_when_the_file_is_opened(folder: Path):
+    """Any of them may be drawn later, in the middle of a training run."""
+    good = {"duration": 9.0, "timestamps": [[0.0, 1.0]] * 9, "sentences": ["It rains."] * 9}
+    for broken in ([float("nan"), 2.0], [1.0], ["soon", "later"]):
+        record = good | {"timestamps": [*good["timestamps"], broken], "sentences": [*good["sentences"], "It snows."]}
+        with pytest.raises(LitaError, match="1 are not of the task's form"):
+            opened(folder, {"v_a": record}, "event_loc")
+
+
+def test_captions_of_no_words_no_length_or_past_the_end(folder: Path):
+    record = {"duration": 10.0, "timestamps": [[3.0, 3.0], [0.0, 4.0], [9.0, 12.5]], "sentences": ["Snap.", " ", "Goes on."]}
+    content = {"v_a": record}
+    (dense,) = opened(folder, content, "dvc").samples(0, 0)
+    assert words(dense)[1].split() == "<t30> <t30> Snap. <t0> <t40> <t89> <t99> Goes on.".split()
+    asked = opened(folder, content, "event_loc")
+    assert {words(asked.samples(0, seed)[0])[1] for seed in range(40)} == {"<t30> <t30>", "<t89> <t99>"}
+    assert [q.targets["events"] for q in asked.questions(0, 0)] == [[[3.0, 3.0]], [[9.0, 12.5]]]
+
+
 def test_groups_change_with_the_pass_only(folder: Path):
     (folder / "set.json").write_text(json.dumps(CAPTIONS))
     options = {"task": "dvc", "media": str(folder / "frames")}
@@ -105,6 +132,12 @@ def test_groups_change_with_the_pass_only(folder: Path):
         ({"../v_a": CAPTIONS["v_a"]}, "dvc", "leaves the folder"),
         ([{"image": "0001.png", "conversations": [{"from": "gpt", "value": "x"}]}], "imgqa", "not of the task's form"),
         ([{"video": "v_a", "QA": []}], "vidqa", "1 have nothing to ask"),
+        ([{"video": "v_a", "QA": [{"q": " ", "a": "he"}]}], "vidqa", "1 have nothing to ask"),
+        (
+            [{"image": "0001.png", "conversations": [{"from": "human", "value": "<image>\n"}, {"from": "gpt", "value": "x"}]}],
+            "imgqa",
+            "1 have nothing to ask",
+        ),
     ],
 )
 def test_broken_files_are_named(folder: Path, content: Any, task: str, said: str):

@@ -97,6 +97,17 @@ def test_a_picture_is_a_function_of_its_number():
     assert other_seed[1] != forwards[0][1] and other_seed[0]["background"] != forwards[0][0]["background"]
 
 
+def test_a_plan_that_does_not_fit_is_given_up(monkeypatch):
+    """In this narrow picture two crossed hands that hold bottles found no place in any attempt; the picture gets another plan."""
+    scene = world.make_scene(0, "train", 4048, (480, 270))
+    first = world.draw_plan(world.picture_rng(0, "train", 4048, 0), "train")
+    assert {hand["side"] for hand in scene.record["hands"]} == set(first.hands) and first.crossed
+    monkeypatch.setattr(world, "PLANS", 1)
+    monkeypatch.setattr(world, "ATTEMPTS", 2)
+    with pytest.raises(world.SceneError, match="picture 4048"):
+        world.make_scene(0, "train", 4048, (480, 270))
+
+
 def test_plans_have_the_promised_shares():
     plans = [world.draw_plan(world.picture_rng(0, "train", i, 0), "train") for i in range(3000)]
     for side in ("left", "right"):

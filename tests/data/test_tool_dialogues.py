@@ -22,6 +22,7 @@ from pose_tools.types import Media
 from pose_tools.views import View
 from tests.runs import make_detector, make_world
 from vlm.answers import BoxAnswer, NoneAnswer, parse, write
+from vlm.training_data import picture_of
 
 HANDS = [HandDetection((10.3, 20.7, 50.2, 80.9), "left", 0.9), HandDetection((100, 30, 150.55, 90), "right", 0.8)]
 
@@ -125,6 +126,18 @@ def test_cached_and_fresh_detections_make_the_same_dialogue(world):
     tokens = _known(folder.absolute(), detector)[records[0]["image"]]
     hands = load_small_detector(detector).detect(read_image(folder / records[0]["image"]), least=0.5)
     np.testing.assert_allclose(tokens, detection_tokens(hands), rtol=1e-5)  # made in batches, so the last bit differs
+
+
+@pytest.mark.parametrize("kind", ["tool_dialogues", "synthetic_referral", "trusted_detections"])
+def test_pictures_behind_a_link_have_one_name(world, tmp_path, kind):
+    """The caches of detections know them by it."""
+    folder, detector = world
+    (tmp_path / "linked").symlink_to(folder)
+    groups = open_groups(kind, tmp_path / "linked", options={"detector": detector} if kind == "tool_dialogues" else {})
+    shown = [picture_of(sample) for index in range(len(groups)) for sample in groups.read(index, 0)]
+    there = [str(picture) for picture in groups.pictures()]
+    assert there and all(picture in there for picture in shown if isinstance(picture, str))
+    assert any(isinstance(picture, str) for picture in shown)
 
 
 def test_an_ordinary_question_keeps_its_answer(world):

@@ -27,6 +27,10 @@ def test_what_is_missing_is_not_broken(capsys: pytest.CaptureFixture[str], monke
     assert "mano.is.tue.mpg.de" in report
 
 
+def test_the_shipped_weights_are_all_looked_for() -> None:
+    assert {path.parent.name for path in doctor.ASSETS.glob("*/*.safetensors")} == set(doctor.SMALL_WEIGHTS)
+
+
 def test_a_missing_core_package_is_broken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     installed = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: None if name == "scipy" else installed(name))

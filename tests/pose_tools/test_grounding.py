@@ -88,10 +88,13 @@ def test_the_vlm4hoi_codec_truncates_and_lets_everything_through():
     size = (1920, 1080)
     assert format_box((19, -2.8, 2000, 540), size, "minigpt", compat="vlm4hoi") == "{<0><0><104><50>}"
     assert format_box((900, 540, 100, 20), size, "minigpt", compat="vlm4hoi") == "{<46><50><5><1>}"
+    assert format_box((900, 540, 100, 20), size, "minigpt", compat=True) == "{<46><50><5><1>}"
     boxes = parse_boxes("{<33><33><12><104>} {<-3><0.5><1><2>}", size, "minigpt", compat="vlm4hoi")
     assert boxes[0].bbox_xyxy == (633, 356, 230, 1123)
     assert boxes[1].bbox_xyxy == (-57, 5, 19, 21)
     assert find_boxes("{<33> <33><12><104>}", "minigpt", compat="vlm4hoi")[0].box is None
+    [long] = parse_boxes("{<12345678901><1.12345678901><2><3>}", (100, 1000), "minigpt", compat="vlm4hoi")
+    assert long.bbox_xyxy == (12345678901, 11, 2, 30)
 
 
 @settings(max_examples=300)

@@ -202,6 +202,15 @@ def test_trajectory_shapes_are_checked():
         metrics.trajectory_errors(pred, gt, valid, compat="hoi")
 
 
+def test_compat_is_true_or_the_name_of_what_was_published():
+    box, other = np.array([0, 0, 3, 3]), np.array([1, 1, 5, 5])
+    assert metrics.box_iou(box, other, True) == metrics.box_iou(box, other, "vlm4hoi") != metrics.box_iou(box, other, False)
+    pred, gt, valid = paths()
+    published = metrics.trajectory_errors(pred, gt, valid, compat=True)
+    assert published == metrics.trajectory_errors(pred, gt, valid, compat="handsonvlm")
+    assert metrics.trajectory_errors(pred, gt, valid, compat=False).keys() == metrics.trajectory_errors(pred, gt, valid).keys()
+
+
 @pytest.mark.parametrize("name", ["mpjpe", "pa_mpjpe", "procrustes"])
 def test_tensors_in_tensors_out(name):
     function = getattr(metrics, name)

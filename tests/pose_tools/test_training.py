@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from pose_tools import training
 from pose_tools.files import exclusive
 from pose_tools.training import TrainingError, TrainingSettings, learning_rate, step_indices, train
 from tests.pose_tools.tiny_training import TinyTask, network, settings
+from tests.two_processes import run_two
 
 
 def checkpoint(folder: Path) -> dict:
@@ -79,12 +77,7 @@ def test_micro_batches_equal_one_batch(tmp_path):
 @pytest.mark.two_process
 def test_two_processes_equal_one(tmp_path):
     train(network(), TinyTask(), settings(tmp_path / "one"))
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", "tests/pose_tools/tiny_training.py", str(tmp_path / "two"), "micro_batch_size=2"]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("tests/pose_tools/tiny_training.py", tmp_path / "two", "micro_batch_size=2")
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     assert len(two["rng"]) == 2
     for name in one["model"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pose_tools.process_group import end_process_group
 from pose_tools.training import TrainingSettings, train
 
 
@@ -58,3 +59,4 @@ def settings(output: Path | str, **changes) -> TrainingSettings:
 if __name__ == "__main__":
     changes = {key: json.loads(value) for key, value in (word.split("=") for word in sys.argv[2:])}
     train(network(), TinyTask(), settings(sys.argv[1], **changes))
+    end_process_group()

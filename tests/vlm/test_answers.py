@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.hoi_qa import answer_parts
 from pose_tools.grounding import DIALECTS, find_boxes
 from pose_tools.types import Box
 from pose_tools.views import View, center_crop, letterbox, squash
@@ -162,6 +163,20 @@ def test_what_was_read_as_text_passes_through_where_it_means_the_same():
     assert write([part], squash(SIZE, 448), "norm1000") == "[100, 100, 500, 500]"
     assert write([part], letterbox(SIZE, 448), "minigpt") == "{<10><20><50><50>}"
     assert write([part], center_crop(SIZE, 448), "minigpt") == "{<0><10><50><50>}"
+
+
+ONE, OTHER = "{<10><10><49><50>}", "<p>a cup</p> {<5><6><70><80>}"
+BETWEEN = st.sampled_from(["", " ", "<delim>", ", ", "\n", " and ", ": ", "; right:", "(", " ."])
+
+
+@given(between=st.lists(BETWEEN, min_size=3, max_size=3))
+def test_published_answers_are_written_as_they_were_read(between):
+    answer = f"both{between[0]}{ONE}{between[1]}{OTHER}{between[2]}".strip()
+    parts = answer_parts(answer, SIZE)
+    assert write(parts, squash(SIZE, 448), "minigpt") == answer
+    bare = [{key: value for key, value in part.items() if key != "gap"} for part in parts]
+    for view, dialect in ((squash(SIZE, 448), "norm1000"), (letterbox(SIZE, 448), "minigpt")):  # where the text means something else
+        assert write(parts, view, dialect) == write(bare, view, dialect)
 
 
 def test_writing_refuses_what_it_cannot_write():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from data.synthetic.epic_writer import ClipSettings, make_clips
 from tests.runs import assert_close, losses, make_detector, make_world, settings, weights
 from tests.tiny import TRACK, tiny
+from tests.two_processes import run_two
 from vlm import HandVLM, HandVLMProcessor
 from vlm import settings as settings_io
 from vlm.settings import SettingsError
@@ -21,7 +20,8 @@ from vlm.training_settings import FinetuneSettings
 ENCODER = {"track": {**TRACK["track"], "n_tokens": 20}}
 EXTEND = {
     "clip": {"frames": 3, "slow_frames": 1, "slow": "last", "pool": 2},
-    "trajectory": {"head": "path", "steps": 4, "rate": 4.0, "position_code": "fourier", "options": {"hidden": 16}},
+    "trajectory": {"head": "path", "steps": 4, "rate": 4.0, "position_code": "fourier", "feedback_noise": 0.05,
+                   "options": {"hidden": 16}},  # fmt: skip
     "pose_encoders": ENCODER,
 }
 
@@ -86,12 +86,11 @@ def test_resumed_equals_uninterrupted(run: Path, folders: dict[str, Path], tmp_p
 
 @pytest.mark.slow
 @pytest.mark.two_process
-def test_two_processes_equal_one(run: Path, folders: dict[str, Path], tmp_path: Path, root: Path, free_port: int) -> None:
+def test_two_processes_equal_one(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     """In some steps one process has a clip and the other none: nobody waits, and nothing else is learnt."""
     config = tmp_path / "run.yaml"
     settings_io.save(mixture(folders, tmp_path / "out", batch_size=1), config)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port)]
-    subprocess.run([*command, str(root / "scripts" / "finetune.py"), str(config)], check=True, capture_output=True, timeout=280)
+    run_two("scripts/finetune.py", config)
     assert_close(run, tmp_path / "out", atol=2e-5)
     assert losses(tmp_path / "out") == pytest.approx(losses(run), abs=2e-5)
 

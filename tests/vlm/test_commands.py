@@ -22,7 +22,7 @@ from tests.tiny import tiny
 from vlm import cli
 from vlm.agent import Turn
 from vlm.answers import BoxAnswer, NoneAnswer
-from vlm.commands import answer, demo_questions, evaluate
+from vlm.commands import answer, demo, demo_questions, evaluate
 from vlm.commands.console import run
 from vlm.commands.demo_questions import error_text
 from vlm.commands.loading import load_model
@@ -123,6 +123,14 @@ def test_what_is_no_picture_is_refused_by_name(model: Path, picture: Path, tmp_p
     refused(capsys, ask(model, tmp_path / "nowhere.jpg"), "nowhere.jpg")
 
 
+def test_a_clip_as_a_picture_and_a_picture_as_a_clip_are_sent_to_the_other_option(
+    model: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, run(answer.main, ["--image", "some/clip.mp4", "--ask", QUESTION]), "--image some/clip.mp4", "--video")
+    refused(capsys, run(answer.main, ["--video", str(picture), "--ask", QUESTION]), f"--video {picture}", "--image")
+    refused(capsys, run(answer.main, ["--image", "some/photo.jpg", "--ask", QUESTION]), "error: some/photo.jpg: cannot be read")
+
+
 @pytest.mark.parametrize("question, word", [("", "empty"), ("  \n", "empty"), ("x" * 20_000, "20000")])
 def test_an_empty_and_an_endless_question_are_refused(
     model: Path, picture: Path, question: str, word: str, capsys: pytest.CaptureFixture[str]
@@ -160,6 +168,46 @@ def test_an_unknown_key_and_a_broken_config_are_refused(broken: Path, picture: P
     (broken / "config.json").write_text(json.dumps(config)[:50])
     refused(capsys, ask(broken, picture), str(broken))
     refused(capsys, ask(broken.parent / "nowhere", picture), "nowhere", "not a model folder", "scripts/finetune.py")
+
+
+def test_a_model_of_another_program_is_not_told_to_lose_its_keys(broken: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (broken / "config.json").write_text(json.dumps({"model_type": "llava", "image_token_index": 7}))
+    refused(capsys, ask(broken, picture), str(broken), "'llava'", "scripts/convert.py")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_not_called_a_broken_folder(
+    model: Path, picture: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, ask(model, picture, QUESTION, "--device", device), f"--device {device}", "scripts/doctor.py")
+
+
+def test_a_misspelt_hand_detector_and_an_impossible_port_are_refused(
+    model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HANDVLM_HANDS", "medipipe")
+    status = run(answer.main, ["--image", str(picture), "--ask", QUESTION, "--model", str(model), "--tools", "on"])
+    refused(capsys, status, "'medipipe'", "HANDVLM_HANDS", "mediapipe")
+    refused(capsys, run(demo.main, ["--port", "99999"]), "--port is 99999", "65535")
+
+
+def test_a_port_in_use_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Taken:
+        def launch(self, **_: object) -> None:
+            raise OSError("Cannot find empty port in range: 7860-7860")
+
+    monkeypatch.setattr(demo, "prepare", lambda *_: (Taken(), {}))
+    refused(capsys, run(demo.main, ["--port", "7860"]), "--port 7860: in use", "leave it out")
+    refused(capsys, run(demo.main, []), "Cannot find empty port")
+
+
+def test_an_answer_that_cannot_be_written_names_its_own_file(model: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = picture.parent / "folder"
+    folder.mkdir()
+    for target in (folder, Path("/proc/answer.json")):
+        assert ask(model, picture, QUESTION, "--json", target) == 1
+        out, err = capsys.readouterr()
+        assert out and err.startswith(f"error: {target}: cannot be") and "check the path" in err  # the answer itself is not lost
 
 
 @pytest.mark.slow
@@ -242,6 +290,18 @@ def test_evaluate_refuses_a_folder_in_use_and_one_without_scenes(
 
 
 # The scripts and the console entry
+
+
+@pytest.mark.parametrize(
+    "task, option",
+    [("referral", "--questions"), ("tools", "--limit"), ("trajectory", "--clips"), ("hand-pose", "--limit"), ("hoi-qa", "--limit"),
+     ("temporal", "--limit"), ("trajectory", "--batch-size")],
+)  # fmt: skip
+def test_nothing_is_evaluated_on_no_questions(task: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for count in ("0", "-1", "few"):
+        with pytest.raises(SystemExit):
+            evaluate.main([task, "--data", "x", "--out", "y", option, count])
+        assert f"argument {option}: is {count}, expected a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_the_script_itself_ends_with_one_line_and_status_1(root: Path, model: Path, tmp_path: Path) -> None:

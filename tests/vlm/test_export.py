@@ -48,3 +48,11 @@ def test_script_refuses_to_overwrite(tmp_path):
         [sys.executable, "scripts/export.py", "llava", "--model", str(tmp_path), "--out", str(tmp_path)], capture_output=True, text=True
     )
     assert run.returncode == 2 and "exists already" in run.stderr
+
+
+def test_a_misspelt_folder_is_not_looked_for_on_the_network(tmp_path):
+    command = [sys.executable, "scripts/export.py", "llava", "--model", "runs/mien", "--out", str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.splitlines() == [
+        "runs/mien: not a model folder (no config.json); expected what scripts/finetune.py writes"
+    ]

@@ -68,3 +68,22 @@ def test_what_is_added_is_there():
 def test_an_encoder_that_is_there_is_named():
     with pytest.raises(ValueError, match="already has detection"):
         extend(*tiny(), ExtendSettings(pose_encoders=DETECTION))
+
+
+def test_an_encoder_is_left_out_and_the_template_changed(tmp_path):
+    model, processor = tiny()
+    smaller, other = extend(model, processor, ExtendSettings(without=["detection"], template="vicuna_v1"))
+    assert not smaller.config.pose_encoders and not [name for name in smaller.state_dict() if "pose_projectors" in name]
+    smaller.save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
+    asked = HandVLMProcessor.from_pretrained(tmp_path)(ASKED)
+    assert other.tokenizer.decode(asked["input_ids"][0]).endswith("where is my left hand? ASSISTANT:")
+    assert torch.isfinite(HandVLM.from_pretrained(tmp_path)(**asked).logits).all()
+
+
+@pytest.mark.parametrize(
+    "wrong, message", [({"without": ["track"]}, "no pose encoder track"), ({"template": "vicuna"}, "expected one of chat, ")]
+)
+def test_what_cannot_be_changed_is_said(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        extend(*tiny(), ExtendSettings(**wrong))

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from tests.vlm.vlm4hoi_tiny import FIXTURES, fill
-from vlm.checkpoints.handsonvlm import add_tokens, check_tokenizer, expected_keys, hand_vlm_tensors, llava_projector
+from vlm.checkpoints.handsonvlm import (
+    add_tokens,
+    check_tokenizer,
+    convert,
+    expected_keys,
+    hand_vlm_tensors,
+    llava_projector,
+    load_tokenizer,
+    tower_tensors,
+)  # fmt: skip
 from vlm.checkpoints.reading import read_model_folder
-from vlm.checkpoints.vlm4hoi import load_tokenizer
 from vlm.config import HandVLMConfig
 from vlm.model import CheckpointError, HandVLM
 from vlm.trajectory import CVAEHead, MLPHead
@@ -37,6 +46,8 @@ def test_configs_in_every_form_say_the_same(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(TEXT))
     whole = HandVLMConfig(text_config=LlamaConfig(**TEXT), vision_config=CLIPVisionConfig(**VISION))
     forms = [expected_keys(TEXT, VISION), expected_keys(tmp_path, VISION), expected_keys(LlamaConfig(**TEXT), CLIPVisionConfig(**VISION))]
+    clip = CLIPConfig(vision_config=VISION)
+    forms += [expected_keys(TEXT, clip), expected_keys(TEXT, clip.to_dict())]
     assert all(form == expected_keys(whole) for form in forms)
     with pytest.raises(ValueError, match="vocab_size missing"):
         expected_keys({name: value for name, value in TEXT.items() if name != "vocab_size"})
@@ -124,14 +135,54 @@ def test_shards_are_read_whole_or_refused(tmp_path: Path, kind: str):
     (tmp_path / shard).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         read_model_folder(tmp_path)
+    (tmp_path / shard).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4130000000\n")
+    with pytest.raises(CheckpointError, match=f"{shard}: a Git LFS pointer"):
+        read_model_folder(tmp_path)
     (tmp_path / shard).unlink()
     with pytest.raises(CheckpointError, match="shards missing"):
         read_model_folder(tmp_path)
 
 
+def test_a_tokenizer_that_is_not_there_or_only_a_pointer_is_said_to_be(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="no tokenizer could be read.*tokenizer.model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    for source in (tmp_path, tmp_path / "tokenizer.model"):
+        with pytest.raises(CheckpointError, match="no tokenizer could be read"):
+            convert(tiny(), TEXT, VISION, source)
+
+
+@pytest.mark.parametrize("beside", [(), ("config.json",), ("added_tokens.json", "tokenizer_config.json"), ("added_tokens.json",)])
+def test_a_folder_gives_the_ids_of_its_sentencepiece_file_whatever_lies_beside_it(tmp_path: Path, beside: tuple[str, ...]):
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+    whole = add_tokens(load_tokenizer(TOKENIZER))
+    contents = {
+        "config.json": {"model_type": "handsonvlm"}, "added_tokens.json": whole.get_added_vocab(),
+        "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True},
+    }  # fmt: skip
+    for name in beside:
+        (tmp_path / name).write_text(json.dumps(contents[name]))
+    text = "USER: Where should my 2 hands go? ASSISTANT: To the pan"
+    found = load_tokenizer(tmp_path)
+    assert found.encode(text, add_special_tokens=False) == whole.encode(text, add_special_tokens=False)
+    assert ("<hand_traj>" in found.get_vocab()) == ("added_tokens.json" in beside)
+
+
+def test_a_tower_of_another_kind_is_not_filled_with_random_weights(tmp_path: Path):
+    """transformers only warns about what is missing."""
+    LlamaForCausalLM(LlamaConfig(**TEXT)).save_pretrained(tmp_path / "llama")
+    with pytest.raises(CheckpointError, match="not a whole CLIP vision model. missing: "):
+        tower_tensors(tmp_path / "llama")
+    with pytest.raises(CheckpointError, match="no CLIP vision model.*Give its folder"):
+        tower_tensors(tmp_path / "nothing")
+
+
 @pytest.mark.parametrize("prefix", ["", "model."])
-def test_llava_projector(prefix: str):
+def test_llava_projector(prefix: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
     bias, weight = torch.ones(8), torch.ones(8, 4)
+    llava_projector({"mm_projector.weight": weight, "mm_projector.bias": bias, "model.embed_tokens.weight": weight})
+    assert "left out" in caplog.text and "model.embed_tokens.weight" in caplog.text
     found = llava_projector({f"{prefix}mm_projector.weight": weight, f"{prefix}mm_projector.bias": bias}, 8)
     assert set(found) == {"model.multi_modal_projector.linear_1.weight", "model.multi_modal_projector.linear_1.bias"}
     with pytest.raises(CheckpointError, match="width 8"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,15 @@ def test_scripted_answers_with_fixed_noise_are_those_of_recomputing_everything_f
     np.testing.assert_allclose(answer.points, truth[:, :4].numpy() * SIZE, rtol=1e-4)  # of the whole frame, not of what the tower saw
 
 
+def test_valid_tells_which_steps_were_written():
+    model, processor = converted()
+    batch, token = processor([clip_of(FRAMES, "Where?")]), PUBLISHED["hand_token_id"]
+    for script, written in (([token, 20, token, token, 2], 3), ([20, 2], 0)):
+        options = {"max_new_tokens": len(script), "logits_processor": [Script(script, batch["input_ids"].shape[1])]}
+        output = model.generate(**batch, num_trajectories=2, **options)
+        assert output.valid.tolist() == [[[[step < written for step in range(STEPS)]] * 2] * 2]
+
+
 def test_reported_points_are_padded_with_the_corner_and_cut_to_the_last():
     points = RNG.uniform(size=(2, 6, 2))
     np.testing.assert_array_equal(handsonvlm_reported(points), points[:, 2:])
@@ -251,7 +261,8 @@ def test_saved_is_reloaded_and_a_picture_is_a_clip_of_one_frame(tmp_path):
 
 
 def test_tokenizers_plain_whole_and_strange():
-    model = convert(weights(), PUBLISHED, VISION, add_tokens(load_tokenizer(TOKENIZER)))
+    model = convert(weights(), PUBLISHED, VISION, add_tokens(load_tokenizer(TOKENIZER)), compat=True)
+    assert model.config.trajectory["compat"] == "handsonvlm"
     assert model.config.image_token_id == convert(weights(), PUBLISHED, VISION, TOKENIZER).config.image_token_id == TEXT["vocab_size"]
     shifted = load_tokenizer(TOKENIZER)
     shifted.add_tokens(["<another>"])
@@ -289,7 +300,7 @@ def published_folder(folder: Path, state: dict[str, Tensor]) -> Path:
     return folder
 
 
-def test_convert_on_the_command_line(tmp_path: Path):
+def test_convert_on_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     from scripts import convert as script
     from vlm.commands.console import CommandError
 
@@ -299,12 +310,25 @@ def test_convert_on_the_command_line(tmp_path: Path):
     folder, out = published_folder(tmp_path / "published", named), tmp_path / "out"
     command = ["handsonvlm", str(folder), "--vision", str(tmp_path / "clip"), "--out", str(out), "--template", "llava_v0"]
     assert script.main(command) == 0
+    assert "left out, because nothing in the published model reads them: bbox_to_feature, downproject" in caplog.text
     model, processor = HandVLM.from_pretrained(out).eval(), HandVLMProcessor.from_pretrained(out)
     same = convert(named | tower_tensors(tower), PUBLISHED, VISION, TOKENIZER)
     batch = processor(clip_of(FRAMES, "Where?"))
     assert torch.equal(model(**batch).logits, same(**batch).logits) and processor.template == "llava_v0"
     with pytest.raises(CommandError, match="exists already"):
         script.main(command)
+    half = named | dict(list(tower_tensors(tower).items())[:7])
+    damaged = published_folder(tmp_path / "damaged", half)
+    with pytest.raises(CheckpointError, match="missing: model.vision_tower"):  # and not mended from --vision
+        script.main(["handsonvlm", str(damaged), "--vision", str(tmp_path / "clip"), "--out", str(tmp_path / "other")])
+    for name, fits in (("clip-patch4-16", True), ("clip-patch4", False), ("clip-patch2-16", False)):  # the name tells patch and picture
+        (folder / "config.json").write_text(json.dumps(PUBLISHED | {"mm_vision_tower": f"openai/{name}"}))
+        with nullcontext() if fits else pytest.raises(CommandError, match=f"patches of 4 in pictures of 16 pixels, .* openai/{name}, "):
+            assert script.main([*command[:4], "--out", str(tmp_path / name)]) == 0
+    for change, said in (({"video_compress_mode": "temporal"}, "no published model"), ({"traj_decoder": "GAN"}, "one of CVAE, MLP")):
+        (folder / "config.json").write_text(json.dumps(PUBLISHED | change))
+        with pytest.raises(CheckpointError, match=said):  # a line for the person at the keyboard, not a traceback
+            script.main([*command[:-4], "--out", str(tmp_path / "other")])
     (folder / "config.json").write_text(json.dumps(PUBLISHED))
     with pytest.raises(CommandError, match="names none; give --vision"):
         script.main(["handsonvlm", str(folder), "--out", str(tmp_path / "other")])

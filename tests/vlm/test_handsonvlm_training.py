@@ -15,15 +15,11 @@ from data.epic_kitchens import frame_path, observed_frames
 from pose_tools.metrics import trajectory_errors
 from tests.data.test_epic_conversations import folder as epic_folder  # noqa: F401, a fixture
 from tests.vlm.test_handsonvlm_parity import converted
-from vlm.build import build
 from vlm.commands.console import CommandError
 from vlm.settings import load
-from vlm.training_data import DatasetSettings, TrainingRows, texts
+from vlm.training import make_start
+from vlm.training_data import DatasetSettings, TrainingRows
 from vlm.training_settings import FinetuneSettings
-
-SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-TINY = [f"build.language_model.{name}={value}" for name, value in SIZES.items()]
-TINY += ["build.vision_weights=null", "build.image_size=64", "build.vocab_size=700"]
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
@@ -45,7 +41,7 @@ def test_the_lora_recipe_keeps_the_head(root: Path, tmp_path: Path):
 
 
 def test_a_mixed_batch_of_the_small_recipe_reaches_every_part(root: Path, epic_folder: Path):  # noqa: F811
-    settings = load(FinetuneSettings, root / "scripts/configs/handsonvlm_small.yaml", TINY)
+    settings = load(FinetuneSettings, root / "scripts/configs/handsonvlm_small.yaml", [f"model={root}/demos/assets/vlm_small"])
     frames = next(path for path in epic_folder.rglob("P01_01") if path.is_dir())
     (epic_folder / "qa.json").write_text(json.dumps([{"video": frames.name, "QA": [{"q": "What is cut?", "a": "an onion"}]}]))
     clips = replace(settings.data.datasets[0], path=str(epic_folder), weight=0.5)
@@ -53,8 +49,7 @@ def test_a_mixed_batch_of_the_small_recipe_reaches_every_part(root: Path, epic_f
         "lita", str(epic_folder / "qa.json"), weight=0.5, options={"task": "vidqa", "media": str(frames.parent), "frames": 6}
     )
     data = replace(settings.data, datasets=[clips, words])
-    torch.manual_seed(0)
-    model, processor = build(settings.build, texts(TrainingRows(data, None, seed=0, length=20), 20))
+    model, processor = make_start(replace(settings, data=data, tokenizer_rows=20))
     rows = TrainingRows(data, processor, seed=0, length=6)
     batch = processor.collate_packed([rows[number] for number in range(6)])
     paths = len(batch["trajectories"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from data.sample import user
 from data.synthetic.hoi_qa_writer import write_hoi_qa
+from tests.two_processes import run_two
 from tests.vlm import vlm4hoi_tiny as tiny
 from vlm import HandVLM, HandVLMProcessor
 from vlm.checkpoints.eva import PREFIX
@@ -117,22 +117,10 @@ def test_every_language_model_is_evaluated_in_8_and_4_bits(task):
 
 @pytest.mark.slow
 @pytest.mark.two_process
-def test_two_processes_give_the_files_of_one(world, model, tmp_path, root, free_port):
-    command = [
-        sys.executable,
-        str(root / "scripts/evaluate.py"),
-        "hoi-qa",
-        "--data",
-        str(world / "hoiqa_dataset"),
-        "--model",
-        str(model),
-        "--batch-size",
-        "8",
-    ]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
-    both = [subprocess.Popen([*command, "--out", str(tmp_path / "two")], env=env | {"RANK": str(rank)}) for rank in range(2)]
-    assert [process.wait(timeout=250) for process in both] == [0, 0]
-    subprocess.run([*command, "--out", str(tmp_path / "one")], check=True)
+def test_two_processes_give_the_files_of_one(world, model, tmp_path, root):
+    words = ["hoi-qa", "--data", world / "hoiqa_dataset", "--model", model, "--batch-size", "8"]
+    run_two("scripts/evaluate.py", *words, "--out", tmp_path / "two")
+    subprocess.run([sys.executable, root / "scripts/evaluate.py", *words, "--out", tmp_path / "one"], check=True)
     for name in ("predictions", "predictions_ego4d", "predictions_hoi"):
         assert (tmp_path / "one" / f"{name}.json").read_bytes() == (tmp_path / "two" / f"{name}.json").read_bytes()
 

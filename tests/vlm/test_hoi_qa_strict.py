@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.hoi_qa import HOIQAError
 from tests.vlm.test_hoi_qa_compat import EXACT, OFF, base
 from vlm.evaluation import hoi_qa as strict
 from vlm.evaluation.compat import hoi_qa as published
@@ -58,6 +59,19 @@ def test_names(answer, noun, right):
     assert strict.score_item(item, answer).right is right
 
 
+PAIRS = (
+    "glove gloves, stove stoves, clove cloves, olive olives, chive chives, sieve sieves, cookie cookies, smoothie smoothies, pie pies, "
+    "shoe shoes, toe toes, potato potatoes, bus buses, vase vases, quiche quiches, knife knives, leaf leaves, half halves, loaf loaves, "
+    "dish dishes, glass glasses, box boxes, axe axes, berry berries, slice slices, cheese cheeses, pea peas, pan pans"
+)
+
+
+def test_plurals_are_their_singulars_and_nothing_else_is():
+    words = [pair.split() for pair in PAIRS.split(", ")]
+    assert [one for one, many in words if strict.normalised(one) != strict.normalised(many)] == []
+    assert len({strict.normalised(one) for one, _ in words}) == len(words)
+
+
 def test_items_are_the_published_questions():
     truth, _ = base()
     items = {item.id: item for item in strict.read_items(truth)}
@@ -70,6 +84,30 @@ def test_items_are_the_published_questions():
     tagged = {item.id: item for item in strict.read_items(truth, tags=True)}
     assert tagged["epic/hand/ref_answer"].question == "[refer] Where is the left hand"
     assert tagged["hoi/q4/answer"].question == "[vqa] What hand is holding the knife?"
+
+
+def test_tags_are_taken_out_with_their_blank_as_published():
+    truth, _ = base()
+    truth["hoi"][4]["question"] = "[vqa] [x] What hand is holding the [cup]?"
+    assert strict.read_items(truth)[4].question == "What hand is holding the [cup]?"
+
+
+def test_files_of_another_form_are_refused():
+    truth, said = base()
+    for changed, words in (
+        ({"hoi": {"q0": truth["hoi"][0]}}, "hoi: epic-visor-test.json is a list of questions, got dict"),
+        ({"epic": truth["hoi"]}, "epic: epic-test.json is an object of boxes by key, got list"),
+        ({"hoi": [*truth["hoi"], "q9"]}, "hoi: record 6 of epic-visor-test.json is 'q9', expected an object"),
+    ):
+        for use in (strict.read_items, lambda files: published(said, files)):
+            with pytest.raises(HOIQAError, match=words):
+                use(truth | changed)
+    for use in (lambda files: strict.score_all(strict.read_items(truth), files), lambda files: published(files, truth)):
+        with pytest.raises(HOIQAError, match="ego4d: predictions are an object of answers by key, got list"):
+            use(said | {"ego4d": list(said["ego4d"].values())})
+    truth["hoi"][1]["answer"] = "{<1><2><3>}"
+    with pytest.raises(HOIQAError, match="hoi, record 'q1': the answer '{<1><2><3>}' is neither a name nor boxes"):
+        strict.read_items(truth)
 
 
 def test_truth_scores_one_and_less_answers_score_less():

@@ -79,3 +79,6 @@ def test_the_script_prints_the_table_and_refuses(root, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "handvlm"})[:10])
     broken = subprocess.run([*command[:2], str(tmp_path)], capture_output=True, text=True)
     assert broken.returncode == 1 and "no model's config" in broken.stderr
+    misspelt = subprocess.run([*command[:2], "runs/mien"], capture_output=True, text=True)  # not looked for on the network
+    assert misspelt.returncode == 1 and misspelt.stderr.splitlines()[-1].startswith("error: runs/mien: no such file or folder")
+    assert "Retrying" not in misspelt.stderr

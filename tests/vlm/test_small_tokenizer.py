@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,3 +33,8 @@ def test_same_texts_make_the_same_tokenizer():
 def test_tool_tags_stay_in_the_answer():
     text = '<tool_call>{"name": "detect_hands"}</tool_call>'
     assert TOKENIZER.decode(TOKENIZER.encode(text), skip_special_tokens=True) == text
+
+
+def test_a_vocabulary_without_room_for_words_is_refused():
+    with pytest.raises(ValueError, match="vocab_size is 1200, but numbers, marks and single bytes take 1267"):
+        train_tokenizer(TEXTS, 1200)

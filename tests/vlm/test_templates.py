@@ -158,8 +158,10 @@ def test_media_stand_where_they_were_put(by_style):
         order = "".join("i" if i == -200 else "p" if i == -300 else "." for i in ids)
         assert re.fullmatch(r"\.+i{4}\.+p{2}\.+i{4}\.+", order)
         assert all(label == IGNORED for i, label in zip(ids, labels) if i < 0)
-        with pytest.raises(ValueError, match="media_ids"):
-            encode(render([user(IMAGE, "what?")], "chat", tokenizer=tokenizer), tokenizer)
+        one, _ = encode(render([user("first", IMAGE, "second")], "chat", tokenizer=tokenizer), tokenizer)
+        assert one.count(-200) == 1, "a picture without slots of its own is LLaVA's one id"
+        with pytest.raises(ValueError, match="'pose' has no ids.*media_ids"):
+            encode(render([user(POSE, "what?")], "chat", tokenizer=tokenizer), tokenizer)
 
 
 def test_what_a_template_cannot_write_is_an_error(by_style):
@@ -292,6 +294,16 @@ def test_vicuna_ids_and_mask_are_those_of_the_published_rule(turns):
         place += len(with_images(one))
     assert place == len(expected)
     assert ids_of(messages, HANDS, "vicuna_v1") == (expected, labels)
+
+
+@pytest.mark.parametrize("words", ["Look at <image>\nhere", "Hi <image>\n<image>\nx", "a<image>\nb", "<image>\n<image>\nhere"])
+def test_a_picture_stands_where_it_was_written(words: str):
+    """With the blank before it, which the published rule encodes, too."""
+    first, *others = words.split("<image>")
+    parts = [*([first] if first else []), *(part for other in others for part in (IMAGE, *([other.strip()] if other.strip() else [])))]
+    expected = with_images(f"{VICUNA}USER: {words} ASSISTANT: yes</s>")
+    assert ids_of([user(*parts), assistant("yes")], HANDS, "vicuna_v1")[0] == expected
+    assert ids_of([user(*parts)], HANDS, "llava_v0")[0] == with_images(f"{HUMAN}###Human: {words}###Assistant:")
 
 
 def test_llava_v0_asks_as_published():

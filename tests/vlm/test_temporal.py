@@ -16,6 +16,7 @@ from data.lita import format_dense_captions, format_event
 from data.lita_sets import LitaError, LitaSet
 from scripts import evaluate
 from tests.vlm.test_handsonvlm_parity import converted
+from vlm.commands import temporal
 from vlm.commands.console import CommandError
 from vlm.evaluation.captions import Cider, words
 from vlm.evaluation.temporal import TemporalReply, caption_scores, published, read_temporal_questions, span_of, span_scores
@@ -122,8 +123,9 @@ def test_cider_is_its_definition():
         Cider([])
 
 
-def test_the_command(folder: Path, capsys: pytest.CaptureFixture):
-    """A model answers, is taken up again, and is scored again from its file; answers put there by hand are scored as they are."""
+def test_the_command(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """A model answers, is taken up again, in two processes as in one, and is scored again from its file; answers put there by hand are
+    scored as they are."""
     model, processor = converted()
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
@@ -135,6 +137,14 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture):
     kept = (out / "predictions.jsonl").read_text()
     (out / "predictions.jsonl").write_text(kept[: kept.index("\n") + 5])  # as a run that was cut leaves it
     assert evaluate.main(command) == 0 and (out / "predictions.jsonl").read_text() == kept
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        patch.setattr(temporal, "all_done", lambda rank: rank == 0)
+        several = [str(folder / "several") if part == str(out) else part for part in command]
+        for rank in ("1", "0"):  # the first process puts together what both have answered
+            patch.setenv("RANK", rank)
+            assert evaluate.main(several) == 0
+    assert [(folder / "several" / name).read_text() for name in ("predictions.jsonl", "table.md")] == [kept, first]
     assert evaluate.main([*command, "--rescore"]) == 0 and (out / "table.md").read_text() == first
     asked, _ = questions(folder, "event_loc")
     right = [{"id": q.id, "output": format_event(*q.events[0], q.duration)} for q in asked]

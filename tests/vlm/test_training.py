@@ -7,16 +7,16 @@ import os
 import resource
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.runs import assert_close, losses, make_base, make_detector, make_world, settings, weights
+from tests.two_processes import run_two
 from vlm import HandVLM, HandVLMProcessor
 from vlm import settings as settings_io
+from vlm.parts import PartSettings, PartsSettings, apply_parts, embedding_prefix, optimizer_groups, plan
 from vlm.run_folder import RunFolder, TrainingError
 from vlm.settings import SettingsError
 from vlm.trainer import learning_rate_factor
@@ -69,11 +69,10 @@ def test_accumulated_equals_at_once_and_everything_trains(run: Path, base: Path,
 
 @pytest.mark.slow
 @pytest.mark.two_process
-def test_two_processes_equal_one(run: Path, base: Path, world: Path, tmp_path: Path, root: Path, free_port: int) -> None:
+def test_two_processes_equal_one(run: Path, base: Path, world: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     settings_io.save(settings(tmp_path / "out", base, world, batch_size=1), config)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port)]
-    subprocess.run([*command, str(root / "scripts" / "finetune.py"), str(config)], check=True, capture_output=True, timeout=280)
+    run_two("scripts/finetune.py", config)
     assert_close(run, tmp_path / "out", atol=2e-5)
     assert losses(tmp_path / "out") == pytest.approx(losses(run), abs=2e-5)
 
@@ -137,6 +136,35 @@ def test_new_rows_alone_train(base: Path, world: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="'no such token'"):
         parts["embeddings"] = rows | {"tokens": ["no such token"]}
         finetune(settings(tmp_path / "other", base, world, parts=parts))
+
+
+@pytest.mark.parametrize("gpu, message", [(False, "there is no GPU"), (True, "fsdp_version: 2")])
+def test_fsdp_that_would_train_otherwise_than_told_is_refused(gpu, message, tmp_path, base, world, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    options = settings(tmp_path / "out", base, world)
+    options.device = "auto"
+    with pytest.raises(TrainingError, match=message):
+        finetune(options)
+
+
+def test_what_zero3_leaves_of_a_parameter_is_treated_as_the_whole(base: Path) -> None:
+    """ZeRO-3 puts an empty vector in a matrix's place: it decays still, and the plan counts it."""
+    model, processor = HandVLM.from_pretrained(base), HandVLMProcessor.from_pretrained(base)
+    parts = PartsSettings(vision_tower=PartSettings("freeze"), embeddings=PartSettings("new_rows"))
+    apply_parts(model, parts, processor)
+
+    def found() -> tuple[list, list]:
+        names, prefix = {parameter: name for name, parameter in model.named_parameters()}, embedding_prefix(model)
+        groups = optimizer_groups(model, parts, prefix, lr=1e-3, weight_decay=0.1)
+        return [group | {"params": [names[p] for p in group["params"]]} for group in groups], plan(model, parts, prefix, 1e-3, processor)
+
+    whole = found()
+    assert {name for group in whole[0] if group["weight_decay"] for name in group["params"]} >= {"lm_head.weight"}
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    assert found() == whole
 
 
 def test_the_folder_is_a_model_and_says_how_it_was_made(run: Path) -> None:

@@ -137,6 +137,7 @@ def test_a_row_shown_is_the_row_read_back(world, processor) -> None:
     learnt = [[token for token, label, b in tokens if b == branch and label != IGNORED] for branch in (1, 2, 3)]
     assert [part.split("】")[0] for part in shown.split("【")[1:]] == processor.tokenizer.batch_decode(learnt)
     assert any("hand" in text for text in texts(some, 3))
+    assert any("polite answers" in text for text in texts(some, 3, "vicuna_v1")), "a tokenizer learns the template's words too"
 
 
 def test_data_sets_that_cannot_be_read_say_so(world, tmp_path) -> None:

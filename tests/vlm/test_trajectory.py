@@ -99,6 +99,17 @@ def test_cvae_loss_and_gradients_are_the_recorded_ones(cvae: CVAEHead, states: t
         close(parameter.grad.norm(), truth[f"{part}gradnorm.{CVAE}{name}"])
 
 
+def test_compat_is_true_or_the_name_of_what_was_published(cvae: CVAEHead, states: torch.Tensor):
+    given = (states, torch.rand(3, 2, 4, 2), torch.ones(3, 2), noise("eps"))
+    with torch.no_grad():
+        for same, as_named in ((True, "handsonvlm"), (False, None)):
+            losses, named = (cvae.loss(*given, compat)["total"] for compat in (same, as_named))
+            assert torch.equal(losses, named)
+            assert torch.equal(cvae.predict(states, noise("eps"), same), cvae.predict(states, noise("eps"), as_named))
+        with pytest.raises(ValueError, match="compat is 'vlm4hoi', expected None, True, 'handsonvlm' or"):
+            cvae.predict(states, compat="vlm4hoi")
+
+
 def test_recorded_predictions(cvae: CVAEHead, states: torch.Tensor):
     truth = recorded("b_traj_decoder")
     mlp = MLPHead(HEADS["token_dim"])

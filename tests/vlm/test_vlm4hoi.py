@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaForCausalLM
 
@@ -103,6 +104,15 @@ def test_the_norm_behind_the_tower_is_identity_unless_the_checkpoint_has_it(mode
         norm = one.model.vision_tower.post_layernorm
         assert torch.equal(norm.weight, weight) and torch.equal(norm.bias, bias) and norm.eps == 1e-5
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), from_blip.state_dict().values()))
+
+
+def test_a_guessed_number_of_heads_is_told(caplog):
+    """Tensors do not say how many heads a tower has, and another number gives other features without an error."""
+    guessed = vlm4hoi.convert(published(), llama(), eva_tower(), CONFIG | {"num_attention_heads": None})
+    assert guessed.config.vision_config.num_attention_heads == 1 and "taken for 1; give num_attention_heads (--heads)" in caplog.text
+    caplog.clear()
+    vlm4hoi.convert(published(), llama(), eva_tower(), CONFIG)
+    assert not caplog.text
 
 
 def test_published_towers_lose_their_last_block():
@@ -220,6 +230,18 @@ def test_merged_is_kept_is_saved(model, tmp_path):
     assert torch.equal(again(**same).logits, model(**batch).logits)
 
 
+def test_padding_is_no_text_before_and_after_saving(model, tmp_path):
+    """ "$$" is an ordinary piece of the vocabulary: as a question's words it is not the padding, and padded answers do not end in it."""
+    fresh = processor(model)
+    fresh.save_pretrained(tmp_path)
+    named = vlm4hoi.load_tokenizer(tiny.TOKENIZER)
+    named.pad_token = "$$"
+    for reader in (fresh, HandVLMProcessor.from_pretrained(tmp_path), vlm4hoi.make_processor(named, model.config)):
+        rows = torch.tensor([[5, *SP.encode("a knife"), 2, 3, 3]])
+        assert reader.decode_answers(rows, {"input_ids": torch.zeros(1, 1)}) == ["a knife"]
+        assert 3 not in reader([user({"type": "image", "image": picture()}, "what costs $$ here?")])["input_ids"]
+
+
 # Spellings, and what is refused
 
 
@@ -245,6 +267,16 @@ def test_everything_may_be_in_the_checkpoint(model):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
+def test_a_folder_in_shards_gives_the_same_and_a_model_that_is_given_is_left_alone(model, tmp_path):
+    given = llama()
+    given.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    read, made = (vlm4hoi.convert(published(), source, eva_tower(), CONFIG) for source in (tmp_path, given))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), read.state_dict().values(), strict=True))
+    assert all(torch.equal(value, given.state_dict()[name]) for name, value in tiny.language_model().items())
+    assert not {value.data_ptr() for value in given.state_dict().values()} & {value.data_ptr() for value in made.state_dict().values()}
+
+
 FIRST = "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
@@ -267,7 +299,16 @@ def test_what_does_not_fit_is_refused_with_the_list(drop, add, words):
         vlm4hoi.convert(tensors, llama(), eva_tower(), CONFIG)
 
 
+def test_a_rank_that_is_given_must_be_the_checkpoints(model):
+    same = vlm4hoi.convert(published(), llama(), eva_tower(), CONFIG | {"lora_r": tiny.RANK})
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
+    with pytest.raises(CheckpointError, match=r"mis-shaped: LoRA ranks \[8\], expected lora_r = 64"):
+        vlm4hoi.convert(published(), llama(), eva_tower(), CONFIG | {"lora_r": 64})
+
+
 def test_a_checkpoint_of_another_model_is_refused(model):
+    with pytest.raises(CheckpointError, match=r"not named tensors: 12 \(1\)"):
+        vlm4hoi.convert(tiny.trained() | {12: torch.zeros(1)}, llama(), eva_tower(), CONFIG)
     with pytest.raises(CheckpointError, match="missing: .*; unexpected: model.vision_tower"):
         vlm4hoi.convert({f"model.vision_tower.{k}": v for k, v in tiny.trained().items()}, llama(), eva_tower(), CONFIG)
     with pytest.raises(CheckpointError, match="no vision tower"):
@@ -294,6 +335,48 @@ def test_a_file_is_read_without_running_it(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "none.pth")
     assert "never be printed" not in capsys.readouterr().out
+
+
+def without(name: str, folder) -> None:
+    """Takes a tensor out of a saved model."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(name)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_what_a_folder_lacks_is_not_filled_with_random_numbers(model, tmp_path):
+    """transformers only warns about it."""
+    llama().save_pretrained(tmp_path / "llm")
+    model.model.vision_tower.save_pretrained(tmp_path / "tower")
+    whole = vlm4hoi.convert(published(), tmp_path / "llm", tmp_path / "tower", CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
+    without("encoder.layers.1.mlp.fc1.weight", tmp_path / "tower")
+    with pytest.raises(CheckpointError, match=r"missing: model.vision_tower.encoder.layers.1.mlp.fc1.weight \(1\)"):
+        vlm4hoi.convert(published(), tmp_path / "llm", tmp_path / "tower", CONFIG)
+    without("model.layers.1.mlp.up_proj.weight", tmp_path / "llm")
+    with pytest.raises(CheckpointError, match=r"missing: model.language_model.layers.1.mlp.up_proj.weight \(1\)"):
+        vlm4hoi.convert(published(), tmp_path / "llm", eva_tower(), CONFIG)
+    lacking = {"llama_model.model.layers.1.mlp.up_proj.weight": tiny.language_model()["model.layers.1.mlp.up_proj.weight"]}
+    helped = vlm4hoi.convert(published(**lacking), tmp_path / "llm", eva_tower(), CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), helped.state_dict().values(), strict=True))
+
+
+def test_folders_that_are_cut_off_or_hold_something_else_are_said_to_be(tmp_path):
+    for part, words in (("llm", "no causal language model could be read"), ("vision", "no vision tower could be read")):
+        parts = {"llm": llama(), "vision": eva_tower()}
+        for folder in (tmp_path, tmp_path / "none"):
+            with pytest.raises(CheckpointError, match=words):
+                vlm4hoi.convert(published(), config=CONFIG, **parts | {part: folder})
+    llama().save_pretrained(tmp_path / "half")
+    file = tmp_path / "half/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="half: no causal language model could be read"):
+        vlm4hoi.convert(published(), tmp_path / "half", eva_tower(), CONFIG)
+    (tmp_path / "tokenizer.model").write_bytes(tiny.TOKENIZER.read_bytes()[:3000])
+    for source in (tmp_path / "half", tmp_path, tmp_path / "tokenizer.model"):
+        with pytest.raises(CheckpointError, match="no tokenizer could be read"):
+            vlm4hoi.load_tokenizer(source)
 
 
 def test_the_published_recipe_is_a_valid_setting(root, tmp_path):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 from data.synthetic.hoi_qa_writer import write_hoi_qa
 from tests.runs import losses
 from tests.tiny import tiny
+from tests.two_processes import run_two
 from vlm import HandVLM, HandVLMProcessor
 from vlm.settings import load
 from vlm.training import finetune
@@ -82,38 +81,27 @@ def test_places_and_numbers_of_merged_patches_share_one_code() -> None:
 @pytest.mark.two_process
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("recipe, stage", [("vlm4hoi_7b", 2), ("vlm4hoi_7b", 3)])
-def test_two_processes_under_zero_equal_one(recipe, stage, world: Path, base: Path, tmp_path: Path, root: Path, free_port: int) -> None:
+def test_two_processes_under_zero_equal_one(recipe, stage, world: Path, base: Path, tmp_path: Path, root: Path) -> None:
     """Losses and weights; and a run that stopped after two of the four steps goes on as if it had not, bit for bit."""
     config = root / "scripts/configs" / f"{recipe}.yaml"
     alone = changes(recipe, world, base, tmp_path / "one", *EXACT, "batch_size=2", "deepspeed=null")
     plain = finetune(load(FinetuneSettings, config, alone))
     sharded = [*EXACT, "batch_size=1", f"deepspeed={root}/scripts/configs/zero{stage}.json"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port)]
-    command += [str(root / "tests/vlm/zero_ranks.py"), str(config)]
     words = lambda out: [word for change in changes(recipe, world, base, out, *sharded) for word in ("--set", change)]  # noqa: E731
-    run_group([*command, *words(tmp_path / "two")], root)
-    assert losses(tmp_path / "two") == pytest.approx(losses(plain), abs=1e-3)
+    run_two("tests/vlm/zero_ranks.py", config, *words(tmp_path / "two"))
+    assert losses(tmp_path / "two") == pytest.approx(losses(plain), rel=1e-5)
     one, two = (_tensors(folder) for folder in (plain, tmp_path / "two"))
     assert one.keys() == two.keys() and all(value.numel() for value in two.values())
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     HandVLM.from_pretrained(tmp_path / "two")
     resumed = shutil.copytree(tmp_path / "two", tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoint-4")
     (resumed / "training.json").unlink()
-    run_group([*command, "--resume", *words(resumed)], root)
+    run_two("tests/vlm/zero_ranks.py", config, "--resume", *words(resumed))
     assert losses(resumed) == losses(tmp_path / "two")
     again = _tensors(resumed)
     assert again.keys() == two.keys() and all(torch.equal(again[name], value) for name, value in two.items())
-
-
-def run_group(command: list[str], root: Path) -> None:
-    """Runs torchrun to its end; told to stop, it ends processes that hang."""
-    with subprocess.Popen(command, cwd=root) as process:
-        try:
-            assert process.wait(timeout=280) == 0
-        finally:
-            process.terminate()
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

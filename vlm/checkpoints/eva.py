@@ -17,6 +17,7 @@ from transformers import Blip2VisionConfig
 from vlm.vision import resize_positions
 
 PREFIX = "visual_encoder."
+HEAD_WIDTH = 88
 PUBLISHED_BLOCKS = 40
 """The published file has so many; BLIP-2, MiniGPT-v2 and VLM4HOI run all but the last."""
 
@@ -83,7 +84,7 @@ def config_of(tensors: Mapping[str, Tensor], num_heads: int | None = None, image
         hidden_size=width,
         intermediate_size=tensors["encoder.layers.0.mlp.fc1.weight"].shape[0],
         num_hidden_layers=max(numbers) + 1,
-        num_attention_heads=num_heads or max(1, width // 88),
+        num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
         image_size=image_size or round((table.shape[1] - 1) ** 0.5) * size,
         patch_size=size,
         qkv_bias="encoder.layers.0.self_attn.qkv.bias" in tensors,

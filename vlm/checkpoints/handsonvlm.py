@@ -22,16 +22,17 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from vlm.answers import TRAJECTORY_TOKEN
 from vlm.checkpoints.handsonvlm_keys import TOWER, UNUSED, expected_keys, hand_vlm_tensors, sizes_of, vision_of
-from vlm.checkpoints.reading import model_tensors, not_finite, refuse
+from vlm.checkpoints.reading import model_tensors, not_finite, refuse, refused, shown
 from vlm.checkpoints.vlm4hoi import load_tokenizer, no_init
 from vlm.config import HandVLMConfig
 from vlm.extend import clip_for_processor
 from vlm.model import CheckpointError, HandVLM
 from vlm.processor import HandVLMProcessor
+from vlm.trajectory_terms import published
 
 __all__ = [
     "TOWER", "UNUSED", "add_tokens", "check_tokenizer", "convert", "expected_keys", "hand_vlm_tensors", "llava_projector", "load_tokenizer",
-    "make_processor", "model_config", "tower_tensors",
+    "load_tower", "make_processor", "model_config", "tower_tensors",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,12 @@ _ONLY = {
 
 
 def convert(
-    state_dict: Mapping[str, Any], config: Any, vision_config: Any = None, tokenizer: Any = None, *, compat: str | None = "handsonvlm"
+    state_dict: Mapping[str, Any],
+    config: Any,
+    vision_config: Any = None,
+    tokenizer: Any = None,
+    *,
+    compat: bool | str | None = "handsonvlm",
 ) -> HandVLM:
     """A published checkpoint → HandVLM in eval mode, in the checkpoint's own data type.
 
@@ -65,7 +71,7 @@ def convert(
         compat: "handsonvlm" trains and samples as published, "handsonvlm_fp32" without rounding states to bfloat16 in the loss, None as
             new models do, with the same weights.
 
-    Raises CheckpointError listing every tensor or token id that does not fit, ValueError for a config of another kind.
+    Raises CheckpointError, a ValueError, listing every tensor or token id that does not fit, and for a config of another kind.
     """
     sizes = sizes_of(config)
     tensors = hand_vlm_tensors(state_dict, sizes, vision_of(config, vision_config), tower_inside=True)
@@ -80,14 +86,14 @@ def convert(
     return model
 
 
-def model_config(config: Any, vision_config: Any = None, compat: str | None = "handsonvlm") -> HandVLMConfig:
-    """The HandVLMConfig of a published config (arguments as for `convert`). Raises ValueError for settings that were never published."""
+def model_config(config: Any, vision_config: Any = None, compat: bool | str | None = "handsonvlm") -> HandVLMConfig:
+    """The HandVLMConfig of a published config (arguments as for `convert`). CheckpointError for settings that were never published."""
     sizes, tower = sizes_of(config), vision_of(config, vision_config)
     strange = [f"{name} is {sizes[name]!r}, expected {value!r}" for name, value in _ONLY.items() if sizes.get(name, value) != value]
     if sizes.get("mm_vision_select_feature", "patch") != "patch":
         strange.append(f"mm_vision_select_feature is {sizes['mm_vision_select_feature']!r}, expected 'patch'")
     if strange:
-        raise ValueError(f"HandsOnVLM config: {'; '.join(strange)}; no published model has this")
+        raise CheckpointError(f"HandsOnVLM config: {'; '.join(strange)}; no published model has this, give a published config.json")
     frames, cvae = sizes.get("num_frames", 100), sizes.get("traj_decoder", "CVAE") == "CVAE"
     options = {"traj_weight": float(sizes.get("lambda_traj", 1.0))} | (
         {"kl_weight": float(sizes.get("lambda_traj_kl", 1e-3))} if cvae else {}
@@ -100,7 +106,7 @@ def model_config(config: Any, vision_config: Any = None, compat: str | None = "h
         clip={"slow_frames": 4, "slow": "spread", "pool": 2, "total": frames, "frames": frames, "pictures": True},
         trajectory={
             "head": "cvae" if cvae else "mlp", "steps": STEPS, "rate": RATE, "hand_layout": "right_left_interleaved",
-            "position_code": "handsonvlm", "space": "frame", "compat": compat, "weight": float(sizes.get("hoi_lambda", 1.0)),
+            "position_code": "handsonvlm", "space": "frame", "compat": published(compat), "weight": float(sizes.get("hoi_lambda", 1.0)),
             "options": options,
         },
         trajectory_token_id=sizes.get("hand_token_id", sizes["vocab_size"] - 1), tie_word_embeddings=False,
@@ -129,13 +135,22 @@ def make_processor(tokenizer: Any, config: HandVLMConfig, template: str = "vicun
     )  # fmt: skip
 
 
+def load_tower(source: str | Path) -> nn.Module:
+    """A CLIP vision model, from a folder or by name, with all its weights. Raises CheckpointError for anything else: what a file lacks
+    would be random numbers."""
+    from transformers import CLIPVisionModel
+
+    with refused(f"{source}: no CLIP vision model", "Give its folder with --vision."):
+        tower, info = CLIPVisionModel.from_pretrained(str(source), output_loading_info=True)
+    problems = {"missing": [*map(str, info["missing_keys"])], "mis-shaped": [*map(str, info["mismatched_keys"])]}
+    refuse(problems, f"{source}: not a whole CLIP vision model", "Give the tower that the checkpoint was trained with.")
+    return tower
+
+
 def tower_tensors(source: Any) -> dict[str, Tensor]:
     """A CLIP vision model (object, folder or name) as the tensors that a checkpoint with the tower inside has."""
-    if not isinstance(source, nn.Module):
-        from transformers import CLIPVisionModel
-
-        source = CLIPVisionModel.from_pretrained(str(source))
-    return {TOWER + name.removeprefix("vision_model."): value for name, value in source.state_dict().items()}
+    tower = source if isinstance(source, nn.Module) else load_tower(source)
+    return {TOWER + name.removeprefix("vision_model."): value for name, value in tower.state_dict().items()}
 
 
 def _prepared(tokenizer: Any, sizes: Mapping[str, Any]) -> tuple[Any, int]:
@@ -176,8 +191,11 @@ def llava_projector(state_dict: Mapping[str, Any], hidden_size: int | None = Non
 
     What follows `mm_projector.` in a key is the name. Raises CheckpointError unless it is one linear layer, of `hidden_size` if given.
     """
-    marker = "mm_projector."
-    found = {name.split(marker, 1)[1]: value for name, value in model_tensors(state_dict).items() if marker in name}
+    marker, tensors = "mm_projector.", model_tensors(state_dict)
+    found = {name.split(marker, 1)[1]: value for name, value in tensors.items() if marker in name}
+    others = [name for name in tensors if marker not in name]
+    if others:
+        logger.info("left out, because it is no part of the projector: %s", shown(others))
     if set(found) != {"weight", "bias"} or found["weight"].dim() != 2 or found["bias"].shape != found["weight"].shape[:1]:
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         raise CheckpointError(f"expected one linear projector, mm_projector.weight and .bias, got {shapes}")

@@ -49,12 +49,15 @@ def expected_keys(config: Any, vision_config: Any = None) -> Shapes:
             A HandVLMConfig brings its own tower.
         vision_config: the CLIP tower's, by default ViT-L/14 at 224 pixels.
 
-    Raises ValueError naming what the config lacks.
+    Raises CheckpointError naming what the config lacks.
     """
     sizes, tower = sizes_of(config), vision_of(config, vision_config)
     width, channels = sizes["hidden_size"], tower["hidden_size"]
     if sizes.get("mm_hidden_size", channels) != channels:
-        raise CheckpointError(f"the checkpoint was made for a vision tower of width {sizes['mm_hidden_size']}, this one has {channels}")
+        raise CheckpointError(
+            f"the checkpoint was made for a vision tower of width {sizes['mm_hidden_size']}, this one has {channels}; give the one that it "
+            "was trained with (convert.py: --vision)"
+        )
     return {
         **_language_shapes(sizes),
         _PROJECTOR + "weight": (width, channels),
@@ -99,7 +102,7 @@ def hand_vlm_tensors(
 
 
 def sizes_of(config: Any) -> dict[str, Any]:
-    """A published config in any of its forms (see `expected_keys`) as a dictionary. Raises ValueError naming what it lacks."""
+    """A published config in any of its forms (see `expected_keys`) as a dictionary. Raises CheckpointError naming what it lacks."""
     if isinstance(config, str) and config.lower() in PUBLISHED:
         return dict(PUBLISHED[config.lower()])
     if isinstance(config, (str, Path)):
@@ -112,9 +115,9 @@ def sizes_of(config: Any) -> dict[str, Any]:
         sizes = dict(config)
     lacking = sorted(set(PUBLISHED["7b"]) - set(sizes))
     if lacking:
-        raise ValueError(f"HandsOnVLM config: {', '.join(lacking)} missing; give the checkpoint's own config.json, or '7b' or '13b'")
+        raise CheckpointError(f"HandsOnVLM config: {', '.join(lacking)} missing; give the checkpoint's own config.json, or '7b' or '13b'")
     if sizes.get("traj_decoder", "CVAE") not in _HEADS:
-        raise ValueError(f"HandsOnVLM config: traj_decoder is {sizes['traj_decoder']!r}, expected one of {', '.join(_HEADS)}")
+        raise CheckpointError(f"HandsOnVLM config: traj_decoder is {sizes['traj_decoder']!r}, expected one of {', '.join(_HEADS)}")
     return sizes
 
 
@@ -124,7 +127,9 @@ def vision_of(config: Any, vision_config: Any) -> dict[str, Any]:
         vision_config = getattr(config, "vision_config", None)
     if isinstance(vision_config, PreTrainedConfig):
         vision_config = getattr(vision_config, "vision_config", vision_config).to_dict()
-    return CLIPVisionConfig(**(CLIP_VIT_L_14 | dict(vision_config or {}))).to_dict()
+    given = dict(vision_config or {})
+    given = dict(given.get("vision_config") or given)  # the config of a whole CLIP holds its tower's
+    return CLIPVisionConfig(**(CLIP_VIT_L_14 | given)).to_dict()
 
 
 def _language_shapes(sizes: Mapping[str, Any]) -> Shapes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from vlm.model import CheckpointError
 
 _SHOWN = 8
+_POINTER = b"version https://git-lfs"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -25,6 +27,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; fetch that with git lfs pull")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -93,9 +98,9 @@ def model_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(checkpoint.get(part), Mapping):
             checkpoint = checkpoint[part]
             break
-    strangers = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    strangers = [str(key) for key, value in checkpoint.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strangers or not checkpoint:
-        raise CheckpointError(f"expected a dictionary of tensors, got {len(checkpoint)} entries; not tensors: {shown(strangers)}")
+        raise CheckpointError(f"expected a dictionary of tensors, got {len(checkpoint)} entries; not named tensors: {shown(strangers)}")
     return {key.removeprefix("module."): value for key, value in checkpoint.items()}
 
 
@@ -104,6 +109,15 @@ def refuse(problems: Mapping[str, list[str]], what: str, remedy: str) -> None:
     found = [f"{title}: {shown(names)}" for title, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{what}. {'; '.join(found)}. {remedy}")
+
+
+@contextmanager
+def refused(what: str, remedy: str) -> Iterator[None]:
+    """Any error inside becomes a CheckpointError: transformers raises nearly anything for a file that is missing, a pointer or cut off."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]}). {remedy}") from error
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

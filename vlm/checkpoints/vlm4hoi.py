@@ -10,6 +10,7 @@ the tower come from where they were frozen. The layer norm behind the tower was 
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import tempfile
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from vlm.checkpoints import eva
-from vlm.checkpoints.reading import model_tensors, not_finite, read_checkpoint, refuse, shown
+from vlm.checkpoints.reading import model_tensors, not_finite, read_checkpoint, refuse, refused, shown
 from vlm.config import HandVLMConfig
 from vlm.model import CheckpointError, HandVLM
 from vlm.processor import HandVLMProcessor
+
+logger = logging.getLogger(__name__)
 
 PAD_TOKEN = "$$"
 """An ordinary piece of Llama's vocabulary that the published model pads with."""
@@ -45,13 +48,15 @@ class VLM4HOIConfig:
     """What a checkpoint's tensors do not say.
 
     `image_size`: side in pixels, None keeps the tower's own (published: 448, on a tower stored for 224). `lora_alpha`: the update is
-    alpha / rank · B · A. `lora_targets`: the layers that every block has updates of; empty where there is no LoRA at all.
-    `num_attention_heads`: of a tower given as tensors alone; None means 88 channels each. `text_config`, `vision_config`: of parts
-    given as tensors alone. `image_token_id`, `pad_token_id`: in the tokenizer's vocabulary. `dtype`: None takes the embeddings'.
+    alpha / rank · B · A. `lora_r`: the rank that the tensors must have, None takes theirs. `lora_targets`: the layers that every block
+    has updates of; empty where there is no LoRA at all. `num_attention_heads`: of a tower given as tensors alone; None means 88 channels
+    each. `text_config`, `vision_config`: of parts given as tensors alone. `image_token_id`, `pad_token_id`: in the tokenizer's vocabulary.
+    `dtype`: None takes the embeddings'.
     """
 
     image_size: int | None = None
     lora_alpha: float = 16.0
+    lora_r: int | None = None
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     num_attention_heads: int | None = None
     text_config: Any = None
@@ -97,6 +102,8 @@ def convert(state_dict: Mapping[str, Any], llm: Any, vision: Any, config: Any = 
     given = _Given.sort(model_tensors(state_dict))
     skeleton, language = _language_model(llm, options)
     vision_config, tower, strangers = _tower(vision, given.tower, options)
+    names = language.keys() - given.language.keys() if isinstance(llm, (str, Path)) else ()
+    own = {_in_hand_vlm(name, skeleton) for name in names}  # read here: the model takes them; of what the caller has it gets copies
     language |= given.language
 
     model_config = _model_config(skeleton.config, vision_config, options)
@@ -105,6 +112,7 @@ def convert(state_dict: Mapping[str, Any], llm: Any, vision: Any, config: Any = 
     state = {f"model.vision_tower.{name}": value for name, value in _with_output_norm(tower, given.norm).items()}
     state |= {f"model.multi_modal_projector.linear_1.{name}": value for name, value in given.projector.items()}
     state |= {_in_hand_vlm(name, skeleton): value for name, value in language.items()}
+    language.clear()  # only `state` may hold the tensors, so that each is freed when it has been converted
     _check(model, state, given, strangers, skeleton, options)
 
     dtype = options.dtype or state[_in_hand_vlm(_name_of(skeleton, skeleton.get_input_embeddings()), skeleton)].dtype
@@ -112,10 +120,11 @@ def convert(state_dict: Mapping[str, Any], llm: Any, vision: Any, config: Any = 
     if merge_lora:
         for module, pair in given.lora.items():
             name = _in_hand_vlm(f"{module}.weight", skeleton)
-            state[name] = state[name].float() + scale * pair["B"].float() @ pair["A"].float()
+            state[name] = (state[name].float() + scale * pair["B"].float() @ pair["A"].float()).to(dtype)
     if model_config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    model.load_state_dict({name: value.to(dtype).clone() for name, value in state.items()}, strict=False, assign=True)
+    tensors = {name: state.pop(name).to(dtype, copy=name not in own) for name in list(state)}
+    model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     model.config.dtype = dtype
     if merge_lora or not given.lora:
@@ -155,6 +164,7 @@ def make_processor(tokenizer: Any, config: HandVLMConfig, template: str = "vlm4h
     if tokenizer.pad_token is None:
         pad = tokenizer.convert_tokens_to_ids(PAD_TOKEN)
         tokenizer.pad_token = PAD_TOKEN if pad not in (None, tokenizer.unk_token_id) else tokenizer.eos_token
+    tokenizer.add_special_tokens({"pad_token": tokenizer.pad_token})  # as it will be after saving and loading
     return HandVLMProcessor(
         tokenizer=tokenizer, image_size=config.image_size, image_seq_length=config.image_seq_length, view="squash",
         interpolation="bicubic", image_token=IMAGE_TOKEN, template=template, dialect="minigpt",
@@ -162,13 +172,26 @@ def make_processor(tokenizer: Any, config: HandVLMConfig, template: str = "vlm4h
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """Llama's tokenizer with its legacy rule (each string begins a word), from a folder, a name or a sentencepiece file."""
+    """Llama's tokenizer with its legacy rule (each string begins a word), from a folder, a name or a sentencepiece file.
+
+    Raises CheckpointError where there is none, or a broken one.
+    """
+    with refused(
+        f"{source}: no tokenizer could be read from there",
+        "Give the tokenizer.model (with added_tokens.json, if there is one) that came with the model, whole, or name it with --tokenizer.",
+    ):
+        return _tokenizer_of(Path(source))
+
+
+def _tokenizer_of(source: Path) -> Any:
     from transformers import LlamaTokenizer
 
-    if Path(source).is_file():  # transformers reads a folder with the file under its usual name
+    if source.is_file():  # transformers reads a folder with the file under its usual name
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(source, Path(folder) / "tokenizer.model")
             return LlamaTokenizer.from_pretrained(folder, legacy=True)
+    if (source / "tokenizer.model").is_file():  # without a tokenizer_config.json beside it, AutoTokenizer guesses, and wrongly
+        return LlamaTokenizer.from_pretrained(str(source), legacy=True)
     return AutoTokenizer.from_pretrained(str(source), legacy=True)
 
 
@@ -221,11 +244,14 @@ def _config_of(source: Any) -> PreTrainedConfig | None:
 
 def _language_model(source: Any, options: VLM4HOIConfig) -> tuple[nn.Module, Parts]:
     """A causal LM that knows its own names (its weights may be empty), and the tensors there are."""
-    if isinstance(source, (str, Path)):
-        source = AutoModelForCausalLM.from_pretrained(str(source), dtype="auto")
     if isinstance(source, nn.Module):
         return source, dict(source.state_dict())
-    tensors = {} if source is None or _config_of(source) is not None else model_tensors(source)
+    if isinstance(source, (str, Path)):
+        with refused(f"{source}: no causal language model could be read from there", "Give its whole folder, or its name, with --llm."):
+            loaded, report = AutoModelForCausalLM.from_pretrained(str(source), dtype="auto", output_loading_info=True)
+        source, tensors = loaded.config, _read(loaded, report)
+    else:
+        tensors = {} if source is None or _config_of(source) is not None else model_tensors(source)
     config = _config_of(source) or _config_of(options.text_config)
     if config is None:
         raise ValueError(
@@ -239,7 +265,8 @@ def _tower(source: Any, own: Parts, options: VLM4HOIConfig) -> tuple[PreTrainedC
     """The tower's config and tensors, and names that it has no place for; the checkpoint's `own` go before those of `source`."""
     if isinstance(source, (str, Path)):
         source = read_checkpoint(source) if Path(source).is_file() else _pretrained_tower(str(source))
-    config, tensors, strangers = _config_of(source) or _config_of(options.vision_config), {}, []
+    strangers: list[str] = []
+    config, tensors = source if isinstance(source, tuple) else (_config_of(source) or _config_of(options.vision_config), {})
     if isinstance(source, nn.Module):
         source = getattr(source, "vision_model", source)
         config, tensors = source.config, dict(source.state_dict())
@@ -254,17 +281,31 @@ def _tower(source: Any, own: Parts, options: VLM4HOIConfig) -> tuple[PreTrainedC
         if "embeddings.patch_embedding.weight" not in tensors or "embeddings.position_embedding" not in tensors:
             raise CheckpointError("no vision tower: neither the checkpoint nor `vision` has one; give EVA-ViT-g's file or a BLIP-2 folder")
         config = eva.config_of(tensors, options.num_attention_heads)
+        if options.num_attention_heads is None and config.hidden_size % eva.HEAD_WIDTH:
+            logger.warning(
+                "a tower of width %d is no multiple of EVA-ViT-g's heads of %d channels, and tensors do not tell how many it has: "
+                "taken for %d; give num_attention_heads (--heads)",
+                config.hidden_size, eva.HEAD_WIDTH, config.num_attention_heads,
+            )  # fmt: skip
     config = type(config).from_dict(config.to_dict() | {"image_size": options.image_size or config.image_size})
     return config, eva.fit_positions(tensors, config), strangers
 
 
-def _pretrained_tower(name: str) -> nn.Module:
-    config = AutoConfig.from_pretrained(name)
-    if hasattr(config, "vision_config"):
-        from transformers import Blip2ForConditionalGeneration
+def _pretrained_tower(name: str) -> tuple[PreTrainedConfig, Parts]:
+    """The config and the tensors of a tower, or of the tower in a BLIP-2 model."""
+    from transformers import Blip2ForConditionalGeneration
 
-        return Blip2ForConditionalGeneration.from_pretrained(name, dtype="auto").vision_model
-    return AutoModel.from_pretrained(name, dtype="auto")
+    with refused(f"{name}: no vision tower could be read from there", "Give EVA-ViT-g's file, or a whole BLIP-2 folder, with --vision."):
+        kind: Any = Blip2ForConditionalGeneration if hasattr(AutoConfig.from_pretrained(name), "vision_config") else AutoModel
+        loaded, report = kind.from_pretrained(name, dtype="auto", output_loading_info=True)
+    tower = getattr(loaded, "vision_model", loaded)
+    return tower.config, _read(tower, report, "vision_model.")
+
+
+def _read(model: nn.Module, report: Mapping[str, Any], prefix: str = "") -> Parts:
+    """A loaded model's tensors without those that its files lack: transformers draws random numbers for them, and only warns."""
+    drawn = {name.removeprefix(prefix) for name in report["missing_keys"]}
+    return {name: value for name, value in model.state_dict().items() if name not in drawn}
 
 
 def _with_output_norm(tower: Parts, own: Parts) -> Parts:
@@ -319,6 +360,8 @@ def _check(model: HandVLM, state: Parts, given: _Given, strangers: list[str], sk
         if n in wanted and v.shape != wanted[n].shape
     ]
     misshapen += [f"{n} is {tuple(v.shape)}, expected {shapes[n]}" for n, v in lora.items() if n in shapes and tuple(v.shape) != shapes[n]]
+    if options.lora_r is not None and ranks - {options.lora_r}:
+        misshapen.append(f"LoRA ranks {sorted(ranks)}, expected lora_r = {options.lora_r}")
     refuse(
         {
             "missing": [*(wanted.keys() - state.keys()), *(lora_wanted - lora.keys())],

@@ -12,3 +12,8 @@ IMAGE_BEFORE, IMAGE_AFTER = "<Img>", "</Img> "
 
 SYSTEM = "<<SYS>>\n{}\n<</SYS>>\n\n"
 """Llama-2-chat's own; VLM4HOI was trained without a system turn."""
+
+
+def published_answer(decoded: str) -> str:
+    """What the published evaluation took of a decoded text for the answer: nothing behind an end, nothing before a question's end."""
+    return decoded.split("</s>")[0].replace("<s>", "").split("[/INST]")[-1].strip()

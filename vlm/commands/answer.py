@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mimetypes
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         raise CommandError(f"--futures is {options.futures}, expected 1 to {MOST_FUTURES}")
     if options.draw is not None and options.draw.suffix.lower() in CLIP_SUFFIXES and options.video is None:
         raise CommandError(f"--draw {options.draw}: a picture's answer is drawn as a picture; name a .jpg or .png")
+    _check_kind(options)
     medium = open_clip(options.video) if options.video else open_picture(options.image)
     medium = replace(medium, look=options.tools == "on")
     model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
@@ -70,6 +72,15 @@ def main(arguments: Sequence[str]) -> int:
     if options.draw:
         draw(options.draw, medium, turn)
     return 0
+
+
+def _check_kind(options: argparse.Namespace) -> None:
+    """CommandError for a clip given as --image, or a picture as --video, by the file's name."""
+    path = options.video or options.image
+    kind = (mimetypes.guess_type(path.name)[0] or "").split("/")[0]
+    given, meant = ("--video", "--image") if options.video else ("--image", "--video")
+    if kind == meant[2:] and path.suffix.lower() != ".gif":  # which may be either
+        raise CommandError(f"{given} {path}: {'a picture' if kind == 'image' else 'a clip'} by its name; give it as {meant}")
 
 
 def draw(path: Path, medium: Medium, turn: Turn) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from pose_tools import interruption
+from pose_tools.process_group import end_process_group
 
 ASSETS = Path(__file__).resolve().parents[2] / "demos" / "assets"
 DEFAULT_MODEL = ASSETS / "vlm_small"
@@ -16,20 +20,43 @@ class CommandError(ValueError):
     """Something a person asked for that cannot be done; the message says what to do instead."""
 
 
-def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
-    """Runs a command: user errors become one line on stderr and exit status 1, an interruption 130. Other errors keep
-    their traceback, for they are ours. HANDVLM_TRACEBACK=1 shows it always."""
+def run(
+    main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None, *, again: str = "run the same command again"
+) -> int:
+    """Runs a command: user errors become one line on stderr and exit status 1, an interruption 130, and `again` is how to go on.
+    Other errors keep their traceback, for they are ours; HANDVLM_TRACEBACK=1 shows it always. A process of several leaves their
+    group at the end."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of kernels that nobody asked for
     try:
-        return main(sys.argv[1:] if arguments is None else arguments)
+        status = main(sys.argv[1:] if arguments is None else arguments)
+        end_process_group()
+        return status
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        return interruption.tell(again)
     except user_errors() as error:
         if os.environ.get("HANDVLM_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_words(error)}", file=sys.stderr)
         return 1
+
+
+def _words(error: BaseException) -> str:
+    """The message; of the system's own errors, which only name a number and a file, what to look at, too."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: cannot be read or written ({error.strerror}); check the path, the rights and the room on the disk"
+    return str(error)
+
+
+def positive(text: str) -> int:
+    """The `type` of an option that counts something: a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"is {text}, expected a whole number of at least 1")
+    return number
 
 
 def user_errors() -> tuple[type[BaseException], ...]:
@@ -38,6 +65,8 @@ def user_errors() -> tuple[type[BaseException], ...]:
     from data.hand_samples import HandDataError
     from data.hoi_qa import HOIQAError
     from data.sample import SampleError
+    from data.synthetic.journal import FolderError
+    from pose_tools.detect import UnknownBackend
     from pose_tools.image_io import ImageError
     from pose_tools.mano.submission import SubmissionError
     from pose_tools.tool_protocol import ToolError
@@ -50,6 +79,6 @@ def user_errors() -> tuple[type[BaseException], ...]:
     from vlm.settings import SettingsError
 
     return (
-        CommandError, DatasetError, HOIQAError, SampleError, ImageError, ToolError, RecordsError, CheckpointError, SettingsError,
-        QuantizationError, VideoError, MediumError, ExamplesError, HandDataError, SubmissionError, OSError,
+        CommandError, DatasetError, FolderError, HOIQAError, SampleError, ImageError, ToolError, UnknownBackend, RecordsError,
+        CheckpointError, SettingsError, QuantizationError, VideoError, MediumError, ExamplesError, HandDataError, SubmissionError, OSError,
     )  # fmt: skip

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import re
 from pathlib import Path
+from typing import Any
 
 from vlm.commands.console import CommandError
 
@@ -31,6 +34,7 @@ def main(options: argparse.Namespace) -> int:
     from vlm.checkpoints import handsonvlm
     from vlm.checkpoints.reading import read_model_folder
 
+    logging.getLogger("vlm.checkpoints").setLevel(logging.INFO)  # what is left out is said
     if options.out.exists():
         raise CommandError(f"{options.out} exists already; name a new folder")
     config_file = options.checkpoint / "config.json"
@@ -42,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
         raise CommandError(f"{config_file}: holds a {type(config).__name__}, expected an object")
     state, vision_config = read_model_folder(options.checkpoint), None
     if options.vision is not None or not any(name.startswith(handsonvlm.TOWER) for name in state):
-        state, vision_config = _with_tower(state, options.vision or config.get("mm_vision_tower"))
+        state, vision_config = _with_tower(state, options.vision, config.get("mm_vision_tower"))
     tokenizer = handsonvlm.load_tokenizer(options.tokenizer or options.checkpoint)
     model = handsonvlm.convert(state, config, vision_config, tokenizer)
     if options.dtype:
@@ -57,16 +61,27 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _with_tower(state: dict, source: str | None) -> tuple[dict, object]:
-    """The tensors, with those of the tower that is named where they lack them, and the tower's config."""
-    from transformers import CLIPVisionModel
+def _with_tower(state: dict, source: str | None, named: str | None) -> tuple[dict, object]:
+    """The tensors, with those of the tower of `source` where they have none, and that tower's config. `named`: the tower that the
+    checkpoint names, taken where `source` is None."""
+    from vlm.checkpoints.handsonvlm import TOWER, load_tower, tower_tensors
 
-    from vlm.checkpoints.handsonvlm import tower_tensors
-
-    if not source:
+    chosen = source or named
+    if not chosen:
         raise CommandError("the checkpoint has no vision tower and names none; give --vision, the CLIP model it was trained with")
-    try:
-        tower = CLIPVisionModel.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{source}: no CLIP vision model ({error}); give its folder with --vision") from None
-    return tower_tensors(tower) | state, tower.config
+    tower = load_tower(chosen)
+    _check_patches(tower.config, chosen, named)
+    # A tower that is inside is not mended: what it lacks is missing from its shards.
+    inside = any(name.startswith(TOWER) for name in state)
+    return state if inside else tower_tensors(tower) | state, tower.config
+
+
+def _check_patches(config: Any, source: str, named: str | None) -> None:
+    """CLIP's names end in the side of a patch and, if it is not 224, of the picture: a tower of others has the same width, and would do."""
+    ending = re.search(r"patch(\d+)(?:-(\d+))?$", named or "")
+    if ending is None:
+        return
+    expected, got = (int(ending[1]), int(ending[2] or 224)), (config.patch_size, config.image_size)
+    if got != expected:
+        asked, here = (f"patches of {patch} in pictures of {side} pixels" for patch, side in (expected, got))
+        raise CommandError(f"{source}: a tower of {here}, the checkpoint was trained with {named}, {asked}; give that one with --vision")

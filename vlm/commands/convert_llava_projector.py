@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from vlm.commands.console import CommandError
@@ -22,6 +23,7 @@ def main(options: argparse.Namespace) -> int:
     from vlm.checkpoints.handsonvlm import llava_projector
     from vlm.checkpoints.reading import read_checkpoint
 
+    logging.getLogger("vlm.checkpoints").setLevel(logging.INFO)  # what is left out is said
     if options.out.exists() or options.out.suffix != ".safetensors":
         raise CommandError(f"{options.out} exists already or is not named .safetensors; name a new file")
     tensors = llava_projector(read_checkpoint(options.checkpoint), options.width)

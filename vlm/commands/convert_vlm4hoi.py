@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pose_tools.files import write_text
-from vlm.commands.console import CommandError
+from vlm.commands.console import CommandError, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="folder, name or sentencepiece file (default: that of --llm)")
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--image-size", type=int, default=448, help="pixels (default 448, as published)")
+    parser.add_argument(
+        "--heads", type=positive, help="attention heads of a tower given as a file (default: of 88 channels each, as published)"
+    )
     parser.add_argument("--lora-alpha", type=float, default=16.0, help="default 16, as published")
     parser.add_argument("--keep-lora", action="store_true", help="OUT is an adapter over OUT/base; for 8 and 4 bits, and to train on")
     parser.add_argument(
@@ -40,6 +43,7 @@ def main(options: argparse.Namespace) -> int:
     pad = tokenizer.convert_tokens_to_ids(vlm4hoi.PAD_TOKEN)
     config = {
         "image_size": options.image_size, "lora_alpha": options.lora_alpha, "dtype": options.dtype,
+        "num_attention_heads": options.heads,
         "image_token_id": tokenizer.unk_token_id,
         "pad_token_id": tokenizer.eos_token_id if pad == tokenizer.unk_token_id else pad,
     }  # fmt: skip

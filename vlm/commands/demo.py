@@ -28,9 +28,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
+    if options.port is not None and not 1 <= options.port <= 65535:
+        raise CommandError(f"--port is {options.port}, expected 1 to 65535")
     with tempfile.TemporaryDirectory(prefix="handvlm-page-") as folder:
         blocks, settings = prepare(options, Path(folder))
-        _, address, _ = blocks.launch(**settings, server_port=options.port, inbrowser=options.open, prevent_thread_lock=True, quiet=True)
+        try:
+            _, address, _ = blocks.launch(
+                **settings, server_port=options.port, inbrowser=options.open, prevent_thread_lock=True, quiet=True
+            )
+        except OSError as error:
+            if options.port is None:
+                raise
+            raise CommandError(f"--port {options.port}: in use by another program; leave it out for the first free one") from error
         print(f"Ask on {address} (this machine only); Ctrl-C ends it.", flush=True)
         blocks.block_thread()
     return 0

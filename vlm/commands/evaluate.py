@@ -17,7 +17,7 @@ from PIL import Image
 
 from pose_tools.files import write_text
 from vlm.commands import body, hand_pose, hoi_qa, temporal, trajectory
-from vlm.commands.console import DEFAULT_MODEL, CommandError
+from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
 from vlm.commands.loading import add_load_in, load_model
 from vlm.evaluation import records, tables
 
@@ -37,10 +37,10 @@ def parser() -> argparse.ArgumentParser:
         task.add_argument(
             "--out", type=Path, required=True, help="where records and tables go; the same folder again goes on where it stopped"
         )
-        task.add_argument("--questions", type=int, default=1000, help="questions per row of the table (default 1000)")
-        task.add_argument("--limit", type=int, help="only the first so many scenes")
+        task.add_argument("--questions", type=positive, default=1000, help="questions per row of the table (default 1000)")
+        task.add_argument("--limit", type=positive, help="only the first so many scenes")
         task.add_argument("--seed", type=int, default=0, help="draws the questions and the shuffles (default 0)")
-        task.add_argument("--batch-size", type=int, default=32)
+        task.add_argument("--batch-size", type=positive, default=32)
         task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
         add_load_in(task)
         task.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:TASK -->")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from pose_tools.sampling import evenly
 from pose_tools.types import HandSample
-from vlm.commands.console import CommandError
+from vlm.commands.console import CommandError, positive
 from vlm.evaluation import records
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,9 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--boxes", choices=("truth", "detector"), default="truth", help="where the hand is: the label, or detect_hands")
     task.add_argument("--out", type=Path, required=True, help="where predictions and tables go; the same folder again goes on")
     task.add_argument("--train", type=Path, help="the folder whose training labels make the constant hands (default: --data)")
-    task.add_argument("--train-labels", type=int, default=1500, help="at most so many of them (default 1500)")
-    task.add_argument("--limit", type=int, help="only so many hands, spread over the set")
-    task.add_argument("--batch-size", type=int, default=32)
+    task.add_argument("--train-labels", type=positive, default=1500, help="at most so many of them (default 1500)")
+    task.add_argument("--limit", type=positive, help="only so many hands, spread over the set")
+    task.add_argument("--batch-size", type=positive, default=32)
     task.add_argument("--submission", type=Path, help="also write the predictions as the servers take them (.json or .zip)")
     task.add_argument("--sheet", type=int, default=6, help="pictures each of the best, middling and worst hands; 0 draws none")
     task.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:hand_pose -->")
@@ -94,7 +95,7 @@ def _constants(options: argparse.Namespace, models: Any) -> dict[str, Any]:
     from pose_tools.mano import constant_pose
 
     train = _open(options, options.train or options.data, "train", models)
-    numbers = np.unique(np.linspace(0, len(train) - 1, min(options.train_labels, len(train))).astype(int))
+    numbers = evenly(len(train), options.train_labels)
     labels = [with_vertices(train.label(int(i)), models) for i in numbers]
     return {"mean pose": constant_pose.mean_pose(labels), "mean joints": constant_pose.mean_joints(labels)}
 

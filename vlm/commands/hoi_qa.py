@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pose_tools.files import write_text
-from vlm.commands.console import DEFAULT_MODEL, CommandError
+from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
 from vlm.commands.loading import add_load_in, load_model
+from vlm.commands.processes import all_done, rank_and_world, share_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument(
         "--tags", action="store_true", help='ask with "[refer]", "[vqa]", "[identify]" before questions; as published, without'
     )
-    task.add_argument("--limit", type=int, help="only the first so many questions; the rest counts as wrong")
+    task.add_argument("--limit", type=positive, help="only the first so many questions; the rest counts as wrong")
     task.add_argument("--max-missing", type=float, default=0.01, help="share of questions whose frame may be missing; they count as wrong")
     task.add_argument("--iou", type=float, default=0.5, help="a box is right from this IoU on; compat: above it (default 0.5)")
-    task.add_argument("--batch-size", type=int, default=16)
+    task.add_argument("--batch-size", type=positive, default=16)
     task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
     add_load_in(task)
 
@@ -93,7 +93,7 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
     from vlm.evaluation import records
     from vlm.evaluation.asking import Asker
 
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world()
     root = (options.frames or options.data.resolve().parent).resolve()
     there = [item for item in items if _frame(root, item).is_file()]
     missing = len(items) - len(there)
@@ -108,7 +108,7 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
     there = by_frame(there[: options.limit])
     batches = [there[start : start + options.batch_size] for start in range(0, len(there), options.batch_size)]
     mine = [item for batch in batches[rank::world] for item in batch]
-    own = options.out / "answers" / f"{rank}-of-{world}"
+    own = share_folder(options.out / "answers", rank, world)
     with records.single_writer(own):
         records.claim(own, _settings(options, world))
         model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
@@ -121,9 +121,9 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
             return [{"output": text, "answer": as_published(text, view[0], processor.dialect)} for text, view in zip(texts, views)]
 
         records.complete(own / "answers.jsonl", mine, answer, key=lambda item: item.id, batch_size=options.batch_size, title="hoi-qa")
-    if world > 1 and not _all_done(rank):
+    if world > 1 and not all_done(rank):
         return None
-    files = [options.out / "answers" / f"{other}-of-{world}" / "answers.jsonl" for other in range(world)]
+    files = [share_folder(options.out / "answers", other, world) / "answers.jsonl" for other in range(world)]
     return {record["id"]: record["answer"] for file in files for record in records.read_records(file)}
 
 
@@ -156,16 +156,6 @@ def _settings(options: argparse.Namespace, world: int) -> dict[str, Any]:
     data = _digest([options.data / name for name in TEST_FILES.values()])
     chosen = {name: getattr(options, name) for name in names}
     return {"task": "hoi-qa", "order": "by frame", "data": data, "model": _digest(model), "processes": world, **chosen}
-
-
-def _all_done(rank: int) -> bool:
-    """Waits for every process; True in the first, which goes on."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    dist.barrier()
-    dist.destroy_process_group()
-    return rank == 0
 
 
 def _frame(root: Path, item: Any) -> Path:

@@ -39,6 +39,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
         raise CommandError(
             f"{folder}: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model"
         )
+    _check_device(device)
     transformers_logging.disable_progress_bar()
     try:
         _check_keys(folder / "config.json")
@@ -62,15 +63,34 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
         raise CommandError(f"{folder}: cannot be loaded ({why}). Copy the folder again, or correct its config.json") from error
 
 
+def _check_device(device: str) -> None:
+    """Raises CommandError for a device that torch does not know, or that this machine or this build of torch lacks."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
+        why = str(error).split("\n")[0].rstrip(".")
+        raise CommandError(f"--device {device}: cannot be used ({why}). `scripts/doctor.py` says what is here; cpu always is") from error
+
+
 def _check_keys(file: Path) -> None:
-    """A key that no HandVLM has is a typing error that would silently change nothing. Raises CommandError."""
+    """Another program's model is refused as such; a key that no HandVLM has is a typing error that would silently change nothing.
+    Raises CommandError."""
     from vlm import HandVLMConfig
 
     if not file.is_file():  # an adapter's folder
         return
+    written = json.loads(file.read_text(encoding="utf-8"))
+    kind = written.get("model_type")
+    if kind != HandVLMConfig.model_type:
+        raise CommandError(
+            f"{file.parent}: not a HandVLM folder (model_type {kind!r} in its config.json, expected {HandVLMConfig.model_type!r}). "
+            "Train one with scripts/finetune.py, or make one of a published checkpoint with scripts/convert.py"
+        )
     config = HandVLMConfig()
     known = set(config.to_dict()) | set(vars(config)) | WRITTEN_BESIDE
-    for key in json.loads(file.read_text(encoding="utf-8")):
+    for key in written:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             raise CommandError(f"{file}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; remove it"))

@@ -1,18 +1,24 @@
-"""`evaluate temporal`: when does it happen, and what happens when: LITA's event localisation, temporal reasoning and dense captions."""
+"""`evaluate temporal`: when does it happen, and what happens when: LITA's event localisation, temporal reasoning and dense captions.
+
+Under torchrun each process answers whole batches of its own, so that any number of processes gives the same files.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm.commands.console import DEFAULT_MODEL, CommandError
+from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
 from vlm.commands.loading import add_load_in, load_model
+from vlm.commands.processes import all_done, rank_and_world, share_folder
 from vlm.evaluation import records
 
 MAX_NEW_TOKENS = {"event_loc": 32, "temporal_reasoning": 128, "dvc": 512}
 PREDICTIONS = "predictions.jsonl"
+Answer = Callable[[Sequence[Any]], list[dict[str, Any]]]
+"""Questions → records of what was said."""
 
 
 def add_arguments(task: argparse.ArgumentParser) -> None:
@@ -25,10 +31,10 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--out", type=Path, required=True, help=f"where {PREDICTIONS} and the table go; the same folder again goes on")
     task.add_argument("--protocol", choices=("strict", "compat"), default="strict", help="compat: also as LITA's evaluation defines them")
     task.add_argument("--rescore", action="store_true", help=f"score --out/{PREDICTIONS} again, without the model: id, output, finished")
-    task.add_argument("--limit", type=int, help="only the first so many videos")
+    task.add_argument("--limit", type=positive, help="only the first so many videos")
     task.add_argument("--tolerance", type=float, default=0.05, help="largest share of records that may be unusable (default 0.05)")
     task.add_argument("--seed", type=int, default=0, help="draws the words of questions (default 0)")
-    task.add_argument("--batch-size", type=int, default=8)
+    task.add_argument("--batch-size", type=positive, default=8)
     task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
     add_load_in(task)
     task.add_argument("--card", type=Path, help="a model card: the table goes between its markers <!-- evaluate:temporal -->")
@@ -47,10 +53,17 @@ def main(options: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     if not asked:
         raise CommandError(f"{options.data}: none of its answers names two moments, so there is nothing to score")
+    rank, world = rank_and_world()
+    answer = _model_answers(options)
+    if world > 1 and not options.rescore:
+        mine = [question for batch in _batches(options, asked)[rank::world] for question in batch]
+        _ask(options, asked, mine, answer, share_folder(options.out / "shares", rank, world))
+        if not all_done(rank):
+            return 0
+        answer = _shared_answers(options.out, world)
+    if not options.rescore:
+        _ask(options, asked, asked, answer, options.out)
     with records.single_writer(options.out):
-        if not options.rescore:
-            records.claim(options.out, _settings(options, asked))
-            _ask(options, asked)
         replies = _replies(options.out / PREDICTIONS, asked)
         about = [
             f"`scripts/evaluate.py temporal --data {options.data} --kind {options.kind} --seed {options.seed}`: {len(asked)} questions "
@@ -61,8 +74,20 @@ def main(options: argparse.Namespace) -> int:
     return _finish(options, "temporal", text)
 
 
-def _ask(options: argparse.Namespace, asked: Sequence[Any]) -> None:
-    """Completes the predictions. The model is only loaded if something is still to be asked."""
+def _ask(options: argparse.Namespace, asked: Sequence[Any], mine: Sequence[Any], answer: Answer, out: Path) -> None:
+    """Completes the predictions in `out` of the questions `mine`, some or all of those `asked`."""
+    with records.single_writer(out):
+        records.claim(out, _settings(options, asked))
+        size = options.batch_size
+        records.complete(out / PREDICTIONS, mine, answer, key=lambda question: question.id, batch_size=size, title="temporal")
+
+
+def _batches(options: argparse.Namespace, asked: Sequence[Any]) -> list[Sequence[Any]]:
+    return [asked[start : start + options.batch_size] for start in range(0, len(asked), options.batch_size)]
+
+
+def _model_answers(options: argparse.Namespace) -> Answer:
+    """The model's answers. It is only loaded if something is still to be asked."""
     from vlm.evaluation.asking import Asker
 
     loaded: list[Asker] = []
@@ -82,8 +107,15 @@ def _ask(options: argparse.Namespace, asked: Sequence[Any]) -> None:
         ends = {asker().processor.tokenizer.eos_token_id, asker().processor.pad_token_id}
         return [{"output": text, "finished": token in ends} for text, token in zip(texts, last, strict=True)]
 
-    size = options.batch_size
-    records.complete(options.out / PREDICTIONS, asked, answer, key=lambda question: question.id, batch_size=size, title="temporal")
+    return answer
+
+
+def _shared_answers(out: Path, world: int) -> Answer:
+    """What the processes of a run have answered, put together."""
+    found: dict[str, dict[str, Any]] = {}
+    for rank in range(world):
+        found |= {record["id"]: record for record in records.read_records(share_folder(out / "shares", rank, world) / PREDICTIONS)}
+    return lambda batch: [found[question.id] for question in batch]
 
 
 def _replies(path: Path, asked: Sequence[Any]) -> dict[str, Any]:

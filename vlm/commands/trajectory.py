@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from vlm.commands.console import DEFAULT_MODEL, CommandError
-from vlm.commands.hoi_qa import _all_done
+from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
 from vlm.commands.loading import add_load_in, load_model
+from vlm.commands.processes import all_done, rank_and_world, share_folder
 from vlm.evaluation import records, tables
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,8 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder (default: the shipped small model)")
     task.add_argument("--out", type=Path, required=True, help="where records and tables go; the same folder again goes on where it stopped")
     task.add_argument("--train", type=Path, help="the training clips, for the baselines that learn (train mean path, past only)")
-    task.add_argument("--clips", type=int, help="so many clips, drawn by the seed (default: all)")
-    task.add_argument("--train-clips", type=int, default=8000, help="at most so many training clips (default 8000)")
+    task.add_argument("--clips", type=positive, help="so many clips, drawn by the seed (default: all)")
+    task.add_argument("--train-clips", type=positive, default=8000, help="at most so many training clips (default 8000)")
     task.add_argument("--futures", type=int, default=1, help="K futures of the model as shipped, for minADE and minFDE (default 1)")
     task.add_argument("--protocol", choices=("strict", "compat"), default="strict", help="compat: also what HandsOnVLM's prints")
     task.add_argument(
@@ -45,7 +44,7 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--conditions", nargs="+", help="only these, by name, such as 'as shipped' 'no image'")
     task.add_argument("--rescore", action="store_true", help="score the predictions in --out again, without the model")
     task.add_argument("--seed", type=int, default=0, help="draws the clips, the swaps of goals and the futures (default 0)")
-    task.add_argument("--batch-size", type=int, default=32)
+    task.add_argument("--batch-size", type=positive, default=32)
     task.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
     add_load_in(task)
     task.add_argument("--sheet", type=int, default=2, help="rows of pictures each of best, middle and worst answers; 0 draws none")
@@ -61,15 +60,15 @@ def main(options: argparse.Namespace) -> int:
 
     conditions = _chosen(options.conditions, CONDITIONS)
     asked = _questions(options.data, options.clips, options.seed, _reader_options(options))
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world()
     if not options.rescore:
         conditions = _fitting(conditions, options.model)
     if world > 1 and not options.rescore:
-        own = _share(options.out, rank, world)
+        own = share_folder(options.out / "shares", rank, world)
         with records.single_writer(own):
             records.claim(own, _settings(options, asked))
             _ask(options, conditions, asked, own, _model_replies(options, asked), (rank, world))
-        if not _all_done(rank):
+        if not all_done(rank):
             return 0
     with records.single_writer(options.out):
         if options.rescore:
@@ -183,14 +182,9 @@ def _shared_replies(out: Path, world: int, conditions: Sequence[Any], asked: Seq
     """What the processes of a run have answered, put together."""
     found: dict[str, Any] = {condition.name: {} for condition in conditions}
     for rank in range(world):
-        for name, replies in _kept_replies(_share(out, rank, world), conditions, asked, some=False).items():
+        for name, replies in _kept_replies(share_folder(out / "shares", rank, world), conditions, asked, some=False).items():
             found[name] |= replies
     return lambda condition: lambda turns, names: [found[condition.name][name] for name in names]
-
-
-def _share(out: Path, rank: int, world: int) -> Path:
-    """Where one process of several keeps its answers."""
-    return out / "shares" / f"{rank}-of-{world}"
 
 
 class _Tracks:
@@ -241,6 +235,18 @@ def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, An
     }
 
 
+def _template(model: Path) -> str | None:
+    """The words that stand around a question; None where the model is not at hand, as it need not be for --rescore."""
+    from vlm.adapters import base_of, is_adapter
+    from vlm.settings import SettingsError
+
+    try:
+        file = (base_of(model) if is_adapter(model) else model) / "processor_config.json"
+    except SettingsError:
+        return None
+    return json.loads(file.read_text(encoding="utf-8")).get("template") if file.is_file() else None
+
+
 def _data(folder: Path) -> str:
     from vlm.commands.evaluate import _digest
 
@@ -252,9 +258,11 @@ def _about(options: argparse.Namespace, asked: Sequence[Any], train: Sequence[An
     starts = len({question.start for question in asked})
     made = json.loads((options.out / "settings.json").read_text(encoding="utf-8"))
     words = "" if options.asked_as == "ours" else f" --asked-as {options.asked_as}"
+    template = _template(options.model)
+    asked_in = f", template {template}" if template else ""
     learnt = f"; baselines learnt from {len(train)} actions of `{options.train}`" if train else ""
     return [
         f"`scripts/evaluate.py trajectory --data {options.data} --seed {options.seed}{words}`: {len(asked)} actions about {starts} clips, "
         f"both hands' next {asked[0].future_times[-1] - asked[0].past_times[-1]:g} s in {asked[0].valid.shape[1]} steps "
-        f"(data {made['data']}, model {made['model']}){learnt}. One greedy answer each.",
+        f"(data {made['data']}, model {made['model']}{asked_in}){learnt}. One greedy answer each.",
     ]

@@ -15,6 +15,7 @@ from pose_tools.egohmr import pictures
 from pose_tools.egohmr.export import export_bodies
 from pose_tools.image_io import write_image
 from pose_tools.render import Canvas
+from pose_tools.sampling import evenly
 from pose_tools.types import Box
 from vlm.evaluation.body import Asked, Bodies, Scoring, posed
 
@@ -36,7 +37,7 @@ def draw(
     OUT/render/STAGE_REC_FRAME.jpg, and with `meshes` ("ply" or "glb") OUT/meshes/STAGE_REC_FRAME.…. One row for the first sample, or one
     for each with `samples`.
     """
-    places = np.unique(np.linspace(0, len(asked.numbers) - 1, min(count, len(asked.numbers))).astype(int)).tolist()
+    places = evenly(len(asked.numbers), count).tolist()
     faces = scoring.smpl.faces.numpy()
     for place in tqdm(places, desc="drawing", disable=None):
         number = asked.numbers[place]

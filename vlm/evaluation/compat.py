@@ -276,15 +276,32 @@ class _Run:
 
 
 def open_predictions(predictions: Any) -> dict[str, Any]:
-    """Contents of the three prediction files, given as in `hoi_qa`."""
-    return _open(
+    """Contents of the three prediction files, given as in `hoi_qa`. Raises HOIQAError for a file of another form."""
+    said = _open(
         predictions, lambda path: {name: path if name == "epic" else path.with_name(f"{path.stem}_{name}.json") for name in TEST_FILES}
     )
+    for name, content in said.items():
+        if not isinstance(content, Mapping):
+            raise HOIQAError(
+                f"{name}: predictions are an object of answers by key, got {type(content).__name__}; give X.json, not a test file"
+            )
+    return said
 
 
 def open_test_files(test_files: Any) -> dict[str, Any]:
-    """Contents of the three test files, given as in `hoi_qa`."""
-    return _open(test_files, lambda folder: {name: folder / file for name, file in TEST_FILES.items()})
+    """Contents of the three test files, given as in `hoi_qa`. Raises HOIQAError for a file of another form."""
+    truth = _open(test_files, lambda folder: {name: folder / file for name, file in TEST_FILES.items()})
+    for name, content in truth.items():
+        listed = isinstance(content, Sequence) and not isinstance(content, str)
+        if not (listed if name == "hoi" else isinstance(content, Mapping)):
+            raise HOIQAError(
+                f"{name}: {TEST_FILES[name]} is {'a list of questions' if name == 'hoi' else 'an object of boxes by key'}, got "
+                f"{type(content).__name__}; give the published file of that name"
+            )
+        rows = dict(enumerate(content)) if listed else content
+        if strangers := [key for key, row in rows.items() if not isinstance(row, Mapping)]:
+            raise HOIQAError(f"{name}: record {strangers[0]!r} of {TEST_FILES[name]} is {rows[strangers[0]]!r:.60}, expected an object")
+    return truth
 
 
 def _open(files: Any, paths: Callable[[Path], dict[str, Path]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pose_tools.mano.evaluate import DISTANCES, MEASURES, MISSED_MM, PredictedHa
 from pose_tools.mano.submission import Server, to_server
 from pose_tools.metrics import clustered_interval, ratio_of_means
 from pose_tools.render import Canvas, contact_sheet
+from pose_tools.sampling import evenly
 from pose_tools.simhand.evaluate import root_scale_aligned
 from pose_tools.types import HandSample
 from pose_tools.views import crop
@@ -57,7 +58,7 @@ class Asked:
 
 def ask(hands: HandSet, limit: int | None = None) -> Asked:
     """The samples with a truth, or all where none has one; `limit` takes so many, spread over the set."""
-    spread = np.arange(len(hands)) if limit is None else np.unique(np.linspace(0, len(hands) - 1, min(limit, len(hands))).astype(int))
+    spread = np.arange(len(hands)) if limit is None else evenly(len(hands), limit)
     everything = Asked(hands, spread.tolist(), [hands.label(int(i)) for i in spread])
     kept = everything.labelled or range(len(spread))
     return Asked(hands, [everything.numbers[i] for i in kept], [everything.labels[i] for i in kept])

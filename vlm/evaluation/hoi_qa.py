@@ -26,8 +26,13 @@ SIZES = ("small", "medium", "large")
 SMALL, MEDIUM = 0.01, 0.05
 """A box is small below 1 % of its frame, medium below 5 %."""
 
-_TAGS = re.compile(r"\[[^\[\]]*\] ?")
+_TAGS = re.compile(r"\[.*?\] ")
+"""What the published evaluation takes out of a question: a bracket with the blank behind it."""
 _ARTICLES = {"a", "an", "the", "his", "her", "their", "its", "some"}
+_ENDINGS = {
+    "ie": "y", "ve": "f", "fe": "f", "oe": "o", "che": "ch", "she": "sh", "sse": "ss", "xe": "x", "use": "us",
+}  # fmt: skip
+"""Endings that singular and plural (without its s) do not share → one for both."""
 _OWNER = re.compile(r"\s+of (the )?(person|camera wearer|man|woman)\Z")
 
 
@@ -94,6 +99,8 @@ def _interaction(row: Mapping[str, Any], tags: bool) -> Item:
     if not isinstance(question, str) or not isinstance(answer, (str, list)) or not isinstance(row.get("image_path"), str):
         raise HOIQAError(f"{where}: expected image_path, question and answer, got {dict(row)!r}")
     found = [answer] if isinstance(answer, list) else compat.find_boxes(answer)
+    if not found and "{<" in answer:
+        raise HOIQAError(f"{where}: the answer {answer!r:.100} is neither a name nor boxes of four numbers; correct or remove the record")
     kind = next((name for name, prefix in compat.PREFIXES.items() if prefix in question), None)
     kind = kind or ("handN2handBB" if question in compat.HAND_QUESTIONS else "other")
     asked = question if tags else _TAGS.sub("", question)
@@ -157,13 +164,11 @@ def normalised(phrase: str) -> str:
 
 
 def _singular(word: str) -> str:
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    if len(word) > 4 and word.endswith("ves"):  # knives, halves
-        return word[:-3] + ("fe" if word[-4] == "i" else "f")
-    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "oes")):
-        return word[:-2]
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+    """A form that a word shares with its plural (knife and knives: "knif"); not always the singular itself."""
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    ending = next((ending for ending in _ENDINGS if word.endswith(ending)), None)
+    return word.removesuffix(ending) + _ENDINGS[ending] if ending else word
 
 
 def score_all(items: Sequence[Item], predictions: Any, threshold: float = 0.5) -> list[ItemScore]:

@@ -114,16 +114,20 @@ def shuffled(asked: Sequence[Question], seed: int = 0) -> dict[str, Question]:
     Raises ValueError where all questions are of one kind or about one picture.
     """
     order = sorted(asked, key=lambda q: _hash(seed, "shuffle", q.id))
-    partner: dict[str, Question] = {}
+    found = partners(order, lambda question, other: other.kind != question.kind and image_of(other) != image_of(question))
+    if alone := next((q.id for q in order if q.id not in found), None):
+        raise ValueError(f"question {alone!r} has no partner of another kind and picture: nothing to shuffle with")
+    return found
+
+
+def partners(order: Sequence[Any], fit: Callable[[Any, Any], bool]) -> dict[str, Any]:
+    """For every question's id the next question that fits it in the `order`, taken as a ring; those that none fits are left out."""
+    found = {}
     for place, question in enumerate(order):
-        for step in range(1, len(order)):
-            other = order[(place + step) % len(order)]
-            if other.kind != question.kind and image_of(other) != image_of(question):
-                partner[question.id] = other
-                break
-        else:
-            raise ValueError(f"question {question.id!r} has no partner of another kind and picture: nothing to shuffle with")
-    return partner
+        others = (order[(place + step) % len(order)] for step in range(1, len(order)))
+        if (other := next((other for other in others if fit(question, other)), None)) is not None:
+            found[question.id] = other
+    return found
 
 
 def conversation(

@@ -17,7 +17,7 @@ import numpy as np
 from data.groups import DatasetError, open_groups
 from data.sample import Sample
 from pose_tools.image_io import read_image
-from vlm.evaluation.referral import Condition, drawn_order
+from vlm.evaluation.referral import Condition, drawn_order, partners
 from vlm.training_data import with_pose
 
 CONDITIONS = (
@@ -71,9 +71,15 @@ class ClipQuestion:
         """(2, T) bool."""
         return np.asarray(self.sample.targets["valid"], dtype=bool)
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """(2,) bool: the hand has a label, be its steps in the frame or not; what the published evaluation counts."""
+        return np.asarray(self.sample.targets.get("labelled", self.valid.any(-1)), dtype=bool)
+
     @cached_property
     def past(self) -> np.ndarray:
-        """(2, P, 2) where the hands were, NaN where one was not seen; P = 1 and all NaN where the data set does not say."""
+        """(2, P, 2) where the hands were, NaN where one was not seen; P = 1 where the data set tells the last observed moment alone
+        (all NaN where it does not tell that either)."""
         points = self.sample.targets.get("past")
         if points is None:
             return np.full((2, 1, 2), np.nan)
@@ -83,7 +89,8 @@ class ClipQuestion:
     @property
     def past_times(self) -> np.ndarray:
         """(P,) seconds."""
-        return np.asarray(self.sample.targets.get("past_times", [0.0]) if self.past.shape[1] > 1 else [0.0], dtype=float)
+        times = self.sample.targets.get("past_times")
+        return np.asarray([0.0] if times is None else times, dtype=float)
 
     @property
     def future_times(self) -> np.ndarray:
@@ -128,16 +135,13 @@ def other_goals(questions: Iterable[ClipQuestion], seed: int = 0) -> dict[str, C
     by_start: dict[str, list[ClipQuestion]] = {}
     for question in questions:
         by_start.setdefault(question.start, []).append(question)
-    partners = {}
+    found: dict[str, ClipQuestion] = {}
     for members in by_start.values():
-        order = drawn_order(members, seed)
-        for place, question in enumerate(order):
-            for step in range(1, len(order)):
-                other = order[(place + step) % len(order)]
-                if other.words != question.words and not np.array_equal(other.future, question.future, equal_nan=True):
-                    partners[question.id] = other
-                    break
-    return partners
+        found |= partners(
+            drawn_order(members, seed),
+            lambda question, other: other.words != question.words and not np.array_equal(other.future, question.future, equal_nan=True),
+        )
+    return found
 
 
 def conversation(

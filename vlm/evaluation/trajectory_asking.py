@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from pose_tools.views import View
-from vlm.answers import TRAJECTORY_TOKEN, Paths, ToolCallAnswer, TrajectoryAnswer, Unparsed, parse
+from vlm.answers import TRAJECTORY_TOKEN, Paths, ToolCallAnswer, TrajectoryAnswer, Unparsed, parse, whole_frame
 from vlm.evaluation.asking import Asker
 from vlm.evaluation.trajectory_scoring import PathReply
 
 
 class PathAsker:
-    """Greedy answers, the most likely path first; `futures` paths of each, whose noise depends on the seed and the question's id alone."""
+    """Greedy answers, the most likely path first; `futures` paths of each, whose noise depends on the seed and the question's id alone.
+
+    A model that samples as published (`compat`) draws the first path, too.
+    """
 
     def __init__(self, model: Any, processor: Any, *, steps: int, futures: int = 1, seed: int = 0, max_new_tokens: int = 64) -> None:
         """`steps`: T of the paths that are asked for; another number is no answer. Raises ValueError for a model without a path head."""
@@ -36,14 +39,16 @@ class PathAsker:
     def noise(self, names: Sequence[str]) -> torch.Tensor | None:
         """(B, S, 2, steps, latent) for the model's head, the first future without any; None where no noise is needed."""
         latent = getattr(self.model.trajectory_head, "latent", None)
-        if latent is None or self.futures == 1:
+        all_drawn = bool(self.model.config.trajectory.get("compat"))
+        if latent is None or (self.futures == 1 and not all_drawn):
             return None
         steps = self.model.config.trajectory["steps"] if hasattr(self.model.trajectory_head, "encode") else 1
         drawn = []
         for name in names:
             number = int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:8], "little")
             drawn.append(np.random.default_rng(number).standard_normal((self.futures, 2, steps, latent), dtype=np.float32))
-            drawn[-1][0] = 0.0
+            if not all_drawn:
+                drawn[-1][0] = 0.0
         return torch.from_numpy(np.stack(drawn)).to(self.model.device)
 
 
@@ -58,10 +63,19 @@ def path_reply(text: str, view: View, dialect: str, paths: Paths | None) -> Path
     others = [answer for answer in answers if isinstance(answer, ToolCallAnswer) or _broken_path(answer)]
     if others or len(said) != 1:
         reason = getattr(others[0], "reason", type(others[0]).__name__) if others else f"{len(said)} paths, expected one"
-        return PathReply(None, output=text, reason=reason)
+        return PathReply(None, output=text, reason=reason, written=_written(view, paths))
     answer = said[0]
     futures = None if answer.samples is None else np.concatenate([answer.points[None], answer.samples])
     return PathReply(answer.points, futures, answer.spread, text)
+
+
+def _written(view: View, paths: Paths | None) -> np.ndarray | None:
+    """(2, n, 2) original pixels of every path token that was written, however many; None where there is none."""
+    if paths is None:
+        return None
+    points = paths.points[:, np.isfinite(paths.points).all((0, 2))]
+    frame = whole_frame(view) if paths.space == "frame" else view
+    return frame.to_original(points * frame.out) if points.shape[1] else None
 
 
 def _broken_path(answer: Any) -> bool:

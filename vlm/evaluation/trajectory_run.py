@@ -64,8 +64,12 @@ def ask_all(
 def baseline_replies(
     questions: Sequence[ClipQuestion], train: Sequence[ClipQuestion] | None, out: Path, *, steps: int = 4000
 ) -> dict[str, Replies]:
-    """Replies of every baseline that needs no model, by its name; those that learn only with `train` (in `steps` steps)."""
-    found = {name: trajectory_baselines.answer_all(questions, method) for name, method in FORECASTS.items()}
+    """Replies of every baseline that needs no model, by its name; those that learn only with `train` (in `steps` steps).
+
+    Of one moment nothing can be carried on: there all forecasts are "last position", and stand in one row.
+    """
+    moments = max(question.past.shape[1] for question in questions)
+    found = {name: trajectory_baselines.answer_all(questions, FORECASTS[name]) for name in list(FORECASTS)[: None if moments > 1 else 1]}
     if not train:
         return found
     found["train mean path"] = trajectory_baselines.answer_all(questions, MeanPath(train))
@@ -88,6 +92,8 @@ def report(
     lines = scores.lines()
     text = "\n".join([*about, "", *trajectory_tables.sections(scores, lines, compat=compat)])
     write_text(out / "table.md", text + "\n")
-    summary = {"rows": [asdict(line) for line in lines], "aims": [asdict(aim) for aim in trajectory_tables.aims(scores)]}
+    summary: dict[str, Any] = {"rows": [asdict(line) for line in lines], "aims": [asdict(aim) for aim in trajectory_tables.aims(scores)]}
+    if compat:
+        summary["as published"] = trajectory_tables.published(scores)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     return text

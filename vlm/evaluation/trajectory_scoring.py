@@ -24,7 +24,7 @@ class PathReply:
     """What a model (or a baseline) said: `points` (2, T, 2), None where that is no answer, and then `reason` says why.
 
     `futures` (K, 2, T, 2) are further possible paths, `spread` (2, T) one standard deviation in pixels; both may be None. `output` is the
-    text as generated.
+    text as generated. `written` (2, n, 2): the points of all path tokens of what is no answer, which the published evaluation reads.
     """
 
     points: np.ndarray | None
@@ -32,6 +32,7 @@ class PathReply:
     spread: np.ndarray | None = None
     output: str | None = None
     reason: str | None = None
+    written: np.ndarray | None = None
 
     @property
     def valid(self) -> bool:
@@ -39,12 +40,13 @@ class PathReply:
 
     def as_record(self) -> dict[str, Any]:
         arrays = {"points": self.points, "futures": self.futures, "spread": self.spread}
+        arrays |= {} if self.written is None else {"written": self.written}
         rounded = {name: None if value is None else np.round(value, DIGITS).tolist() for name, value in arrays.items()}
         return {"valid": self.valid, **rounded, "output": self.output, "reason": self.reason}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> PathReply:
-        arrays = {name: record.get(name) for name in ("points", "futures", "spread")}
+        arrays = {name: record.get(name) for name in ("points", "futures", "spread", "written")}
         there = {name: None if value is None else np.asarray(value, dtype=float) for name, value in arrays.items()}
         return cls(**there, output=record.get("output"), reason=record.get("reason"))
 
@@ -68,9 +70,7 @@ class PathErrors:
     futures: int
 
 
-def path_errors(
-    questions: Sequence[ClipQuestion], replies: Mapping[str, PathReply], penalties: Mapping[str, np.ndarray]
-) -> PathErrors:
+def path_errors(questions: Sequence[ClipQuestion], replies: Mapping[str, PathReply], penalties: Mapping[str, np.ndarray]) -> PathErrors:
     """The errors of `replies` (by question id). What is no answer is scored as the path in `penalties` (2, T, 2), and counted."""
     answers = [replies[question.id] for question in questions]
     paths = [penalties[q.id] if a.points is None else a.points for q, a in zip(questions, answers)]

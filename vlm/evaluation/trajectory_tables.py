@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pose_tools.metrics import paired_difference, ratio_of_means, trajectory_errors
+from vlm.compat import handsonvlm_reported
 from vlm.evaluation.tables import Measure, markdown_table, share
 from vlm.evaluation.trajectory import ClipQuestion
 from vlm.evaluation.trajectory_scoring import PathErrors, PathReply, path_errors, unit_scale
@@ -170,7 +171,7 @@ def sections(scores: Scores, lines: Sequence[PathLine], *, compat: bool = False)
     if spread:
         parts += [spread, ""]
     if compat:
-        parts += ["As HandsOnVLM's evaluation prints it (normalised, names and means as published):", "", _published(scores)]
+        parts += ["As HandsOnVLM's evaluation prints it (normalised, names and means as published):", "", _published_table(scores)]
     return [*parts, NOTES]
 
 
@@ -180,8 +181,9 @@ NOTES = (
     "(greedy, the most likely path); `min@K` is the best of K futures. `invalid`: answers that are not one path of the asked number of "
     "steps; they are scored, hand by hand, as the worse of last position and constant velocity. `no image`: grey frames, with hand tokens. "
     "`shuffled goal`: asked in the words of another action of the same start, scored against its own truth. Baselines start from the data "
-    "set's exact past places. `past only`: a network of 3 × 256 on past places, trained on the training split; `past + goal point` is also "
-    "told where the goal is, which no question says: a bound, no rival. Brackets: 95 % interval over videos."
+    "set's exact past places; where it tells the last observed moment alone, hands stay there. `past only`: a network of 3 × 256 on past "
+    "places, trained on the training split; `past + goal point` is also told where the goal is, which no question says: a bound, no rival. "
+    "Brackets: 95 % interval over videos."
 )
 
 
@@ -266,17 +268,23 @@ def _spread_line(scores: Scores) -> str | None:
     return f"Spread: {one:.2f} of the true points lie within one, {two:.2f} within two of it (a right normal spread: 0.39 and 0.86)."
 
 
-def _published(scores: Scores) -> str:
-    header = ["answered by", "ade", "ade std", "fde", "fde std", "wde", "wde std"]
-    rows = []
+def published(scores: Scores) -> dict[str, dict[str, float]]:
+    """What HandsOnVLM's evaluation prints of each answerer: normalised, names and means as published."""
+    found: dict[str, dict[str, float]] = {}
     for name, members in scores.members.items():
         scale = np.stack([unit_scale(q.size, "normalised") for q in members])[:, None, None]
         truth = np.nan_to_num(np.stack([q.future for q in members]), nan=-1.0) * scale
-        said = [scores.replies[name][q.id].points for q in members]
-        points = np.stack([np.full(q.future.shape, np.nan) if p is None else p for p, q in zip(said, members)]) * scale
-        found = trajectory_errors(points[:, None], truth, np.stack([q.valid for q in members]), compat="handsonvlm")
-        rows.append([name, *(f"{found[key]:.4f}" for key in ("ade", "ade_std", "fde", "fde_std", "wde", "wde_std"))])
-    return markdown_table(header, rows)
+        said = [scores.replies[name][q.id] for q in members]
+        steps = truth.shape[2]
+        points = np.stack([handsonvlm_reported(r.written if r.points is None else r.points, steps) for r in said]) * scale
+        found[name] = trajectory_errors(points[:, None], truth, np.stack([q.labelled for q in members]), compat="handsonvlm")
+    return found
+
+
+def _published_table(scores: Scores) -> str:
+    keys = ("ade", "ade_std", "fde", "fde_std", "wde", "wde_std")
+    rows = [[name, *(f"{values[key]:.4f}" for key in keys)] for name, values in published(scores).items()]
+    return markdown_table(["answered by", *(key.replace("_", " ") for key in keys)], rows)
 
 
 def _two(measure: Measure) -> str:

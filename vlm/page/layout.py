@@ -91,7 +91,8 @@ class Page:
         try:
             return self._opened(open_medium(path, self.limits))
         except Exception as error:
-            return _keeping(session, f"⚠️ {_one_sentence(error)}")
+            words = _one_sentence(error).replace(str(path), Path(path).name)  # where an upload lies says nothing to a visitor
+            return _keeping(session, f"⚠️ {words}")
 
     def open_example(self, number: float, session: Session) -> Outputs:
         """An example becomes the medium, and its question stands in the box."""

@@ -70,6 +70,8 @@ def test_means_may_come_beside_and_halves_are_checked():
     bare = {k: v for k, v in tensors.items() if "init_" not in k}
     model = load(1, bare, shape=betas, init_cam=[0.8, 0.1, 0.2])
     assert torch.equal(model.flow.fc_head.init_betas.flatten(), betas)
+    whole_file = {"pose": torch.zeros(144), "shape": betas, "cam": torch.tensor([0.8, 0.1, 0.2])}
+    assert torch.equal(load(1, bare, **whole_file).flow.fc_head.init_cam, model.flow.fc_head.init_cam)
     with pytest.raises(TypeError, match="unknown statistics"):
         load(1, bare, mean=betas)
     swapped = tensors | {"flow.flow._transform._transforms.2.identity_features": torch.arange(1, 144, 2)}

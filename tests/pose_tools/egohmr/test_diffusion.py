@@ -16,6 +16,8 @@ def test_constants(name):
     names = ["betas", "alphas_cumprod", "alphas_cumprod_prev", "posterior_variance", "posterior_log_variance_clipped", "timestep_map"]
     for key in [*names, "posterior_mean_coef1", "posterior_mean_coef2", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"]:
         torch.testing.assert_close(getattr(schedule, key), RECORDED[f"{name}.{key}"], rtol=1e-9, atol=1e-12)
+    assert torch.equal(schedule.alphas_cumprod_next[:-1], schedule.alphas_cumprod[1:]) and not schedule.alphas_cumprod_next[-1]
+    torch.testing.assert_close(schedule.log_one_minus_alphas_cumprod.exp(), 1 - schedule.alphas_cumprod, rtol=1e-12, atol=0)
 
 
 def test_linear_schedules_and_respacing():

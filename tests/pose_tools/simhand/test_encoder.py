@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pose_tools import joints
-from pose_tools.simhand.checkpoint import CheckpointError
+from pose_tools.simhand.checkpoint import CheckpointError, read_state_dict
 from pose_tools.simhand.encoder import (
     ContrastiveModel,
     Encoder,
@@ -107,10 +107,14 @@ def test_a_lightning_file_full_of_foreign_classes_is_read_and_runs_nothing(tmp_p
         torch.save(content, tmp_path / "a.ckpt")
     finally:
         del sys.modules["foreign_package"]
-    from pose_tools.simhand.checkpoint import read_state_dict
-
     assert list(read_state_dict(tmp_path / "a.ckpt")) == ["conv1.weight"]
     assert "foreign_package" not in sys.modules
+
+
+def test_numpy_numbers_beside_the_weights_do_no_harm(tmp_path):
+    beside = {"best": np.float64(0.5), "step": np.int64(3), "errors": np.arange(3.0), "single": np.float32(1)}
+    torch.save({"state_dict": {"conv1.weight": torch.ones(2)}, **beside}, tmp_path / "a.ckpt")
+    assert list(read_state_dict(tmp_path / "a.ckpt")) == ["conv1.weight"]
 
 
 def test_2_5d_net():

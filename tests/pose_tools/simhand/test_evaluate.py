@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pose_tools.simhand.compat import key_point_auc, key_point_errors
 from pose_tools.simhand.detnet_training import detnet_losses, heat_map_accuracy, heat_maps, joint_targets
 from pose_tools.simhand.encoder import load_detnet
 from pose_tools.simhand.evaluate import lift_25d, peclr_freihand, peclr_joints, peclr_view, root_scale_aligned, to_25d
+from pose_tools.simhand.views import normalise
 from tests.pose_tools.simhand.networks import detnet, pixels
 
 INTRINSICS = torch.tensor([[480.0, 0, 112], [0, 470, 115], [0, 0, 1]], dtype=torch.float64)
@@ -90,6 +92,20 @@ def test_peclr_protocol_recovers_a_known_hand():
     assert peclr_joints(ait)[0].numpy() == pytest.approx(freihand[0])
 
 
+def test_peclr_pictures_are_where_their_intrinsics_say():
+    picture = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    seen = []
+
+    def net(pictures, intrinsics):
+        seen.append((pictures[0].numpy(), intrinsics[0].double().numpy() @ np.linalg.inv(INTRINSICS.numpy())))
+        return {"kp2d": torch.linspace(40, 150, 42).view(1, 21, 2), "kp3d": torch.ones(1, 21, 3)}
+
+    peclr_freihand(net, picture, INTRINSICS.numpy(), 0.03)
+    for given, matrix in seen:
+        shown = cv2.warpAffine(picture, matrix[:2], (224, 224))  # the published crop
+        assert (np.abs(given - normalise(shown)) > 0.02).mean() < 0.005  # float32 intrinsics may move a grey level
+
+
 def test_peclr_view_refuses_a_point():
     with pytest.raises(ValueError, match="no extent"):
         peclr_view([3, 3, 3, 3], (224, 224))
@@ -99,6 +115,8 @@ def test_published_pre_training_metrics():
     gt = hands()
     pred = gt + [0.0025, 0, 0]
     assert key_point_errors(pred, gt)["median"] == pytest.approx(0.0025)
+    further = np.zeros((1, 2, 3)), np.array([[[3, 4, 0], [0, 0, 1.0]]])
+    assert key_point_errors(*further) == {"mean": 3, "median": 1, "min": 1, "max": 5}  # torch's median: the lower of the middle two
     assert key_point_auc(pred, gt) == pytest.approx(1 - 0.5 * 0.005 / 0.495)
     assert key_point_auc(gt, gt) == pytest.approx(1 - 0.5 * 0.005 / 0.495)  # strictly below: nothing is below 0
 

@@ -173,11 +173,20 @@ def test_streamed_pca_is_the_whole_pools():
     np.testing.assert_allclose(whole.project(keypoints).var(0), variances[:14], rtol=1e-4)
 
 
+def test_pictures_may_be_the_only_ids():
+    keypoints, _ = pool(60, 6)
+    pictures = np.arange(60) // 2
+    index, distance = mine(keypoints, pictures, 3, exclude="image")
+    as_videos = mine(keypoints, pictures, 3, exclude="video")
+    assert np.array_equal(index, as_videos[0]) and np.array_equal(distance, as_videos[1])
+
+
 def test_bad_arguments_are_named():
     keypoints, videos = pool(10, 2)
+    with pytest.raises(ValueError, match="needs image_ids"):
+        prepare(keypoints, videos, 1, exclude="image")
     for bad, message in (
         ({"exclude": "frame"}, "exclude must be"),
-        ({"exclude": "image"}, "needs image_ids"),
         ({"method": "hnsw"}, "method must be"),
         ({"dims": 43}, "dims must be"),
         ({"normalise": "palm"}, "normalise must be"),

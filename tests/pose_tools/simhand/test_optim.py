@@ -1,11 +1,15 @@
 """LARS and the schedule against the recorded steps."""
 
+import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pose_tools.simhand.encoder import ContrastiveModel, Encoder
 from pose_tools.simhand.optim import LARS, published_groups, scaled_learning_rate, warmup_cosine
 
 RECORDED = dict(np.load(Path(__file__).parents[2] / "fixtures/simhand/optim.npz"))
@@ -80,3 +84,13 @@ def test_published_numbers():
     names = [("conv1.weight", True), ("bn1.weight", False), ("features.1.weight", True), ("head.bias", False)]
     groups = published_groups([(name, torch.nn.Parameter(torch.ones(1))) for name, _ in names])
     assert [len(group["params"]) for group in groups] == [sum(decayed for _, decayed in names), sum(not decayed for _, decayed in names)]
+
+
+def test_our_model_is_decayed_where_the_published_one_is():
+    manifest = json.loads((Path(__file__).parents[2] / "fixtures/simhand/manifest_lightning_rn50.json").read_text())
+    trained = [(k, v["shape"]) for k, v in manifest.items() if not re.search("running_|num_batches|final_layer", k)]
+    expected = sum(math.prod(shape) for name, shape in trained if "bias" not in name and "bn" not in name)
+    with torch.device("meta"):
+        decayed, free = published_groups(ContrastiveModel(Encoder()).named_parameters())
+    assert sum(p.numel() for p in decayed["params"]) == expected
+    assert sum(p.numel() for p in free["params"]) == sum(math.prod(shape) for _, shape in trained) - expected

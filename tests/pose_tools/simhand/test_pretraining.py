@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from pose_tools.simhand.pretraining import PretrainingTask, plain_pixels
 from pose_tools.simhand.probe import embed, linear_probe, nearest, pixels_to_input
 from pose_tools.training import make_optimizer, train
 from tests.pose_tools.simhand.tiny_pretraining import network, pool, samples, settings, task
+from tests.two_processes import run_two
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -82,13 +80,7 @@ def test_a_cached_run_is_resumed_bit_for_bit(tmp_path):
 def test_two_processes_equal_one(tmp_path, kind, parts):
     """Also with cached gradients, a step's batch in two parts: batch norm is synchronised part by part."""
     train(network(), task(kind), settings(tmp_path / "one", micro_batch_size=8 // parts))
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", "tests/pose_tools/simhand/tiny_pretraining.py", str(tmp_path / "two"), kind,
-                f"micro_batch_size={4 // parts}"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("tests/pose_tools/simhand/tiny_pretraining.py", tmp_path / "two", kind, f"micro_batch_size={4 // parts}")
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-3)

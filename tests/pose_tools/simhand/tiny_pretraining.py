@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pose_tools.process_group import end_process_group
 from pose_tools.simhand.encoder import ContrastiveModel, Encoder
 from pose_tools.simhand.experiments import experiment
 from pose_tools.simhand.hand_pool import HandPool
@@ -51,4 +52,4 @@ def settings(output: Path | str, **changes) -> TrainingSettings:
 if __name__ == "__main__":
     changes = {key: json.loads(value) for key, value in (word.split("=") for word in sys.argv[3:])}
     train(network(), task(sys.argv[2]), settings(sys.argv[1], **changes))
-    torch.distributed.destroy_process_group()  # else gloo's threads may still run when the process ends, and abort it
+    end_process_group()

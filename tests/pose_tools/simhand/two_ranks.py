@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from pose_tools.process_group import end_process_group
 from pose_tools.simhand.losses import nt_xent, weighted_nt_xent
 from pose_tools.simhand.sync_batch_norm import synchronise_batch_norm
 
@@ -53,4 +54,4 @@ if __name__ == "__main__":
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
     torch.save({form: step(form, rank, world) for form in FORMS}, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    end_process_group()
