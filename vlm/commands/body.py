@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.commands.console import ASSETS, CommandError
+from vlm.commands.evaluating import files_digest, finish
 from vlm.evaluation import records
 
 if TYPE_CHECKING:
@@ -56,11 +57,9 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from vlm.commands.evaluate import _finish
-
     _check(options)
     text = _run(options)
-    return _finish(options, "body", text)
+    return finish(options, "body", text)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -195,15 +194,13 @@ def _about(options: argparse.Namespace, asked: Asked) -> str:
 
 def _settings(options: argparse.Namespace, asked: Asked) -> dict[str, Any]:
     """What predictions are a function of."""
-    from vlm.commands.evaluate import _digest
-
     model: Path = options.model
     files = [model] if model.is_file() else sorted(p for p in model.glob("*") if p.suffix in (".safetensors", ".npz", ".json"))
     if not files:
         raise CommandError(f"--model {options.model}: no such checkpoint or folder of both stages")
     names = hashlib.sha256("\n".join(asked.data.name(number) for number in asked.numbers).encode()).hexdigest()[:16]
     settings: dict[str, Any] = {
-        "task": "body", "pictures": names, "model": _digest(files), "stage": options.stage, "samples": options.samples,
+        "task": "body", "pictures": names, "model": files_digest(files), "stage": options.stage, "samples": options.samples,
         "seed": options.seed,
         "smpl": str(options.smpl) if options.smpl else None, "scenes": str(options.scenes) if options.scenes else None,
     }  # fmt: skip

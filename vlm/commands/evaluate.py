@@ -4,7 +4,6 @@ folder and in its card."""
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from PIL import Image
 from pose_tools.files import write_text
 from vlm.commands import body, hand_pose, hoi_qa, temporal, trajectory
 from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
+from vlm.commands.evaluating import chosen, files_digest, finish, model_digest, questions_digest
 from vlm.commands.loading import add_load_in, load_model
 from vlm.evaluation import records, tables
 
@@ -86,7 +86,7 @@ def referral(options: argparse.Namespace) -> int:
     from vlm.evaluation.baselines import Prior
     from vlm.evaluation.referral import CONDITIONS, read_questions, select
 
-    conditions = _chosen(options.conditions, CONDITIONS)
+    conditions = chosen(options.conditions, CONDITIONS)
     asked = select(read_questions(options.data, options.seed, options.limit), options.questions, options.none_share, options.seed)
     with records.single_writer(options.out):
         records.claim(options.out, _settings(options, asked))
@@ -107,7 +107,7 @@ def referral(options: argparse.Namespace) -> int:
 
             for path in write_sheets(asked, replies, options.out, count=options.sheet, seed=options.seed):
                 print(f"pictures: {path}")
-    return _finish(options, "referral", text)
+    return finish(options, "referral", text)
 
 
 def detections(folder: Path, asked: Sequence[Any], needed: bool) -> Callable[[Any], np.ndarray] | None:
@@ -147,7 +147,7 @@ def tool_use(options: argparse.Namespace) -> int:
         table = task.evaluate(asked, ask, processor.dialect, out=options.out, tokens=tokens, batch_size=options.batch_size)
         text = "\n".join([*_about(options, asked), "", table])
         write_text(options.out / "table.md", text)
-    return _finish(options, "tools", text)
+    return finish(options, "tools", text)
 
 
 def compare_runs(options: argparse.Namespace) -> int:
@@ -190,47 +190,15 @@ def _task(folder: Path) -> str | None:
     return json.loads(settings.read_text(encoding="utf-8")).get("task") if settings.is_file() else None
 
 
-def _chosen(names: Sequence[str] | None, conditions: Sequence[Any]) -> list[Any]:
-    known = {condition.name: condition for condition in conditions}
-    for name in names or ():
-        if name not in known:
-            raise CommandError(f"--conditions {name!r}: expected some of {', '.join(map(repr, known))}")
-    return [condition for name, condition in known.items() if names is None or name in names]
-
-
 def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, Any]:
     """What records are a function of."""
     return {
         "task": options.task,
-        "questions": _wordings(asked),
-        "data": _digest([options.data / "manifest.json"]),
-        "model": _model(options.model),
+        "questions": questions_digest(asked),
+        "data": files_digest([options.data / "manifest.json"]),
+        "model": model_digest(options.model),
         **({"load_in": options.load_in} if options.load_in else {}),
     }
-
-
-def _model(model: Path) -> str:
-    """The identity of a model folder: a digest of its weights and settings."""
-    return _digest(sorted(p for p in Path(model).glob("*") if p.suffix in (".json", ".safetensors", ".jinja")))
-
-
-def _wordings(asked: Sequence[Any]) -> str:
-    """A digest of what is asked about which picture, 16 characters."""
-    total = hashlib.sha256()
-    for question in asked:
-        words = [part["text"] for message in question.sample.messages for part in message["content"] if part["type"] == "text"]
-        total.update("\n".join([question.id, *words, ""]).encode())
-    return total.hexdigest()[:16]
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """sha256 over the named files' names and contents, 16 characters."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(path.name.encode())
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
 
 
 def _with_sizes(asked: Sequence[Any]) -> list[tuple[Any, tuple[int, int]]]:
@@ -249,15 +217,6 @@ def _about(options: argparse.Namespace, asked: Sequence[Any]) -> list[str]:
     pictures = len({question.cluster for question in asked})
     return [
         f"`scripts/evaluate.py {options.task} --data {options.data} --questions {options.questions} --seed {options.seed}`: {len(asked)} "
-        f"questions about {pictures} pictures (data manifest {_digest([options.data / 'manifest.json'])}, model {_model(options.model)}), "
-        "greedy decoding.",
+        f"questions about {pictures} pictures (data manifest {files_digest([options.data / 'manifest.json'])}, "
+        f"model {model_digest(options.model)}), greedy decoding.",
     ]
-
-
-def _finish(options: argparse.Namespace, section: str, text: str) -> int:
-    print(text)
-    print(f"table: {options.out / 'table.md'}")
-    if options.card:
-        tables.into_card(options.card, section, text)
-        print(f"card: {options.card}")
-    return 0

@@ -13,6 +13,7 @@ import numpy as np
 from pose_tools.sampling import evenly
 from pose_tools.types import HandSample
 from vlm.commands.console import CommandError, positive
+from vlm.commands.evaluating import files_digest, finish
 from vlm.evaluation import records
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,6 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from vlm.commands.evaluate import _finish
     from vlm.evaluation import hand_pose
 
     models = _models(options.mano)
@@ -66,7 +66,7 @@ def main(options: argparse.Namespace) -> int:
     if options.sheet:
         hand_pose.write_sheet(asked, predicted, options.out / "sheet.png", options.sheet)
         print(f"pictures: {options.out / 'sheet.png'}")
-    return _finish(options, "hand_pose", text)
+    return finish(options, "hand_pose", text)
 
 
 def _models(path: Path | None) -> Any:
@@ -197,7 +197,6 @@ def _settings(options: argparse.Namespace, asked: Any) -> dict[str, Any]:
     import hashlib
 
     from pose_tools.mano.loading import DEFAULT_FOLDER
-    from vlm.commands.evaluate import _digest
 
     folder = options.model or DEFAULT_FOLDER
     files = [file for file in (folder, folder / "config.json", folder / "model.safetensors") if file.is_file()]
@@ -206,7 +205,7 @@ def _settings(options: argparse.Namespace, asked: Any) -> dict[str, Any]:
         labels.update(f"{name} {np.round(np.asarray(label.bbox_xyxy, float), 2).tolist()}\n".encode())
     return {
         "task": "hand-pose", "kind": options.kind, "split": options.split, "setup": options.setup, "boxes": options.boxes,
-        "hands": labels.hexdigest()[:16], "model": _digest(files), "mano": str(options.mano) if options.mano else None,
+        "hands": labels.hexdigest()[:16], "model": files_digest(files), "mano": str(options.mano) if options.mano else None,
     }  # fmt: skip
 
 

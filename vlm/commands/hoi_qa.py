@@ -16,6 +16,7 @@ from typing import Any
 
 from pose_tools.files import write_text
 from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
+from vlm.commands.evaluating import files_digest, model_digest
 from vlm.commands.loading import add_load_in, load_model
 from vlm.commands.processes import all_done, rank_and_world, share_folder
 
@@ -148,14 +149,12 @@ def _can_share(model: Any) -> bool:
 
 def _settings(options: argparse.Namespace, world: int) -> dict[str, Any]:
     """What answers are a function of."""
-    from vlm.commands.evaluate import _digest
     from vlm.evaluation.compat import TEST_FILES
 
-    model = sorted(p for p in Path(options.model).glob("*") if p.suffix in (".json", ".safetensors", ".jinja"))
     names = ("tags", "limit", "batch_size", "load_in")
-    data = _digest([options.data / name for name in TEST_FILES.values()])
+    data = files_digest([options.data / name for name in TEST_FILES.values()])
     chosen = {name: getattr(options, name) for name in names}
-    return {"task": "hoi-qa", "order": "by frame", "data": data, "model": _digest(model), "processes": world, **chosen}
+    return {"task": "hoi-qa", "order": "by frame", "data": data, "model": model_digest(options.model), "processes": world, **chosen}
 
 
 def _frame(root: Path, item: Any) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
+from vlm.commands.evaluating import files_digest, finish, model_digest, questions_digest
 from vlm.commands.loading import add_load_in, load_model
 from vlm.commands.processes import all_done, rank_and_world, share_folder
 from vlm.evaluation import records
@@ -42,7 +43,6 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     from data.lita_sets import LitaError, LitaSet
-    from vlm.commands.evaluate import _digest, _finish
     from vlm.evaluation import temporal
 
     try:
@@ -67,11 +67,11 @@ def main(options: argparse.Namespace) -> int:
         replies = _replies(options.out / PREDICTIONS, asked)
         about = [
             f"`scripts/evaluate.py temporal --data {options.data} --kind {options.kind} --seed {options.seed}`: {len(asked)} questions "
-            f"about {len({question.video for question in asked})} videos (data {_digest([options.data])}); {without} without a true span "
-            "are left out. Greedy answers."
+            f"about {len({question.video for question in asked})} videos (data {files_digest([options.data])}); {without} without a "
+            "true span are left out. Greedy answers."
         ]
         text = temporal.report(asked, replies, options.out, about, compat=options.protocol == "compat")
-    return _finish(options, "temporal", text)
+    return finish(options, "temporal", text)
 
 
 def _ask(options: argparse.Namespace, asked: Sequence[Any], mine: Sequence[Any], answer: Answer, out: Path) -> None:
@@ -133,9 +133,7 @@ def _replies(path: Path, asked: Sequence[Any]) -> dict[str, Any]:
 
 
 def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, Any]:
-    from vlm.commands.evaluate import _digest, _model, _wordings
-
     return {
-        "task": "temporal", "questions": _wordings(asked), "data": _digest([options.data]), "model": _model(options.model),
-        "batch_size": options.batch_size, **({"load_in": options.load_in} if options.load_in else {}),
+        "task": "temporal", "questions": questions_digest(asked), "data": files_digest([options.data]),
+        "model": model_digest(options.model), "batch_size": options.batch_size, **({"load_in": options.load_in} if options.load_in else {}),
     }  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
+from vlm.commands.evaluating import chosen, files_digest, finish, model_digest, questions_digest
 from vlm.commands.loading import add_load_in, load_model
 from vlm.commands.processes import all_done, rank_and_world, share_folder
 from vlm.evaluation import records, tables
@@ -52,13 +53,12 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from vlm.commands.evaluate import _chosen, _finish
     from vlm.evaluation import trajectory_run
     from vlm.evaluation.trajectory import CONDITIONS
     from vlm.evaluation.trajectory_baselines import penalties
     from vlm.evaluation.trajectory_sheet import write_sheets
 
-    conditions = _chosen(options.conditions, CONDITIONS)
+    conditions = chosen(options.conditions, CONDITIONS)
     asked = _questions(options.data, options.clips, options.seed, _reader_options(options))
     rank, world = rank_and_world()
     if not options.rescore:
@@ -84,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
         if options.sheet and shipped:
             for path in write_sheets(asked, shipped, penalties(asked), options.out, rows=options.sheet, seed=options.seed):
                 print(f"pictures: {path}")
-    return _finish(options, "trajectory", text)
+    return finish(options, "trajectory", text)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -221,13 +221,11 @@ def _kept_replies(folder: Path, conditions: Sequence[Any], asked: Sequence[Any],
 
 def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, Any]:
     """What records are a function of."""
-    from vlm.commands.evaluate import _model, _wordings
-
     return {
         "task": "trajectory",
-        "questions": _wordings(asked),
+        "questions": questions_digest(asked),
         "data": _data(options.data),
-        "model": _model(options.model),
+        "model": model_digest(options.model),
         "futures": options.futures,
         "seed": options.seed,
         "batch_size": options.batch_size,
@@ -248,10 +246,8 @@ def _template(model: Path) -> str | None:
 
 
 def _data(folder: Path) -> str:
-    from vlm.commands.evaluate import _digest
-
     manifest = folder / "manifest.json"
-    return _digest([manifest] if manifest.is_file() else sorted(folder.glob("*.csv")))
+    return files_digest([manifest] if manifest.is_file() else sorted(folder.glob("*.csv")))
 
 
 def _about(options: argparse.Namespace, asked: Sequence[Any], train: Sequence[Any] | None) -> list[str]:
