@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from pose_tools.grounding import DIALECTS
 from vlm.answers import TRAJECTORY_TOKEN
 from vlm.checkpoints.reading import refuse
-from vlm.config import HandVLMConfig
+from vlm.config import HandVLMConfig, check_keys
 from vlm.extend import add_slots, clip_for_processor
 from vlm.model import CheckpointError, HandVLM
 from vlm.processor import HandVLMProcessor, pose_token
@@ -60,6 +60,9 @@ class BuildSettings:
     number_sigma: float = 0.0
     template: str = "chat"
     dialect: str = "norm1000"
+
+    def __post_init__(self) -> None:
+        check_keys(self.pose_encoders, self.clip, self.trajectory)
 
 
 def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, HandVLMProcessor]:

@@ -2,38 +2,75 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+POSE_ENCODER_KEYS = ("dim", "n_tokens", "box_columns", "score_column", "weights_hash")
+CLIP_KEYS = ("slow_frames", "slow", "pool", "duplicates", "total", "frames", "pictures")
+TRAJECTORY_KEYS = (
+    "head", "options", "steps", "rate", "hand_layout", "position_code", "feedback_noise", "weight", "observed", "observed_code", "space",
+    "compat",
+)  # fmt: skip
+
 
 @strict
 class HandVLMConfig(PreTrainedConfig):
     """Composition of a vision tower, a projector, pose encoders' projectors and a causal language model.
 
-    `image_token_id` marks the slots; where it lies behind the vocabulary's last row, it has none and is never written.
-    `vision_config` / `text_config`: any tower / causal LM that transformers knows (a dict with `model_type`, or a config).
-    `vision_norm_eps`: eps of the tower's last LayerNorm (`post_layernorm`) where it is not that of its blocks, as in MiniGPT-v2.
-    `image_size`: side of the square picture the tower sees, pixels. `image_seq_length`: tokens one picture takes in the prompt.
-    `vision_feature_layer`: index into the tower's hidden states (-1: its last). `vision_feature_select_strategy`: "default"
-    drops the class token, "full" keeps every token (towers without one).
-    `token_reducer`: "all", or "merge-4" (four patches that follow each other in raster order become one token, MiniGPT-v2).
-    `projector_type`: "linear" or "mlp" (two layers, LLaVA-1.5); `projector_norm` puts a LayerNorm before it.
-    `grid_position`: scale of a fixed 2-D sine code added to the projected tokens; 0 adds none.
-    `pose_encoders`: name -> {"dim": columns of a token's features, "n_tokens": slots, "box_columns": first columns of xyxy boxes,
-    "weights_hash": identity of the specialist, "score_column": column of a confidence that gates the token}. `clip`: how a clip's
-    frames become tokens, {"slow_frames", "slow": "spread" | "last", "pool", "duplicates" or "total"} (see `vlm.vision.slow_fast`),
-    "frames": of a longer clip so many are looked at, spread evenly, "pictures": a picture is read as a clip of one frame; None reads no
-    clips. `trajectory`: {"head": a name of `vlm.trajectory.HEADS`, "steps": points of a path, "rate": in Hz, "hand_layout",
-    "position_code": None | "fourier" | "handsonvlm", how points are given back to the language model, "feedback_noise": deviation of what
-    is added to them in training, since those that it will get are its own, "weight": of its loss, "observed": the pose encoder whose
-    boxes say where the hands were (its head then adds to the place in which a hand was last seen), "observed_code": "fourier" |
-    "handsonvlm" | "none", how the head reads that place, "compat": None | "handsonvlm", "space": "grid" | "frame", whose sides points
-    are fractions of, "options": of the head};
-    `trajectory_token_id` is that of `<hand_traj>`. `number_sigma`: width, in units of the 0-1000 dialect, of the Gaussian that stands
-    for a number in the training loss; 0 trains on the exact token. `number_token_ids`: [id of "0", how many] of consecutive ids.
+    Args:
+        vision_config, text_config: any tower / causal language model that transformers knows (a dict with `model_type`, or a config).
+        image_token_id: marks the slots of picture tokens. An id behind the vocabulary's last row has no row and is never written.
+        image_size: side of the square picture that the tower sees, pixels.
+        image_seq_length: tokens that one picture takes in the prompt.
+        vision_norm_eps: eps of the tower's last LayerNorm (`post_layernorm`) where it is not that of its blocks, as in MiniGPT-v2.
+        vision_feature_layer: index into the tower's hidden states (-1: its last).
+        vision_feature_select_strategy: "default" drops the class token, "full" keeps every token (towers without one).
+        token_reducer: "all", or "merge-4": four patches that follow each other in raster order become one token (MiniGPT-v2).
+        projector_type: "linear", or "mlp" with two layers (LLaVA-1.5); `projector_norm` puts a LayerNorm before it.
+        grid_position: scale of a fixed 2-D sine code of its place that is added to each projected token; 0 adds none.
+        pose_encoders: a mapping (see below) for each specialist whose features the model reads, by name.
+        clip: how the frames of a clip become tokens (see below); None for a model that reads no clips.
+        trajectory: the head that forecasts paths of both hands (see below); None for a model without one. It comes together with
+            `trajectory_token_id`, the id of `<hand_traj>`.
+        number_token_ids: [id of "0", how many] of number tokens with consecutive ids.
+        number_sigma: standard deviation, in units of the 0-1000 dialect, of the Gaussian that stands for a number in the training loss;
+            0 trains on the exact token.
+
+    Below, numbers in brackets are defaults; of several values the first is the default.
+
+    An entry of `pose_encoders`:
+        dim, n_tokens: columns of a token's features, and tokens that one input takes.
+        box_columns: the first column of each xyxy box among the features.
+        score_column: the column of a confidence that gates the token.
+        weights_hash: identity of the specialist's weights.
+
+    `clip` (see `vlm.vision.slow_fast`):
+        slow_frames, slow: how many frames keep their patches (4), and which: "spread" evenly over the clip, or the "last".
+        pool: patches of such a frame are averaged pool × pool (2).
+        duplicates, total: the clip counts as if it came so many times in a row (1), or is repeated until it has `total` frames.
+        frames: of a longer clip only so many frames are looked at, spread evenly.
+        pictures: a picture is read as a clip of one frame.
+
+    `trajectory`:
+        head, options: a name of `vlm.trajectory.HEADS` ("path"), and its keyword arguments.
+        steps, rate: points of a path, and how many a second.
+        hand_layout: how a state's channels are shared between the hands, "left_right" or "right_left_interleaved" (see
+            `vlm.trajectory.hand_states`).
+        position_code: what is added to the embedding of a path token whose point is known: None, "fourier" or "handsonvlm".
+        feedback_noise: standard deviation, in units of the grid, of what is added in training to the points given back in this way; when
+            the model answers it is given its own, which are not exact either.
+        weight: of the head's loss beside that of the tokens (1).
+        observed, observed_code: the pose encoder whose boxes say where the hands were; the head then predicts where a hand goes relative
+            to where it was last seen. How it is told that place: "fourier", "handsonvlm" or "none".
+        space: whether points are fractions of the sides of the "grid" that the tower sees or of the whole "frame".
+        compat: "handsonvlm" for the published loss and sampling (see `vlm.trajectory`).
+
+    Raises ValueError for parts that do not belong together and for a key of these mappings that does not exist.
     """
 
     model_type = "handvlm"
@@ -73,5 +110,24 @@ class HandVLMConfig(PreTrainedConfig):
                 f"pose_encoders names {sorted(self.pose_encoders)} but pose_token_ids names {sorted(self.pose_token_ids)}; "
                 "both must list the same encoders"
             )
+        check_keys(self.pose_encoders, self.clip, self.trajectory)
         if (self.trajectory is None) != (self.trajectory_token_id is None):
             raise ValueError("trajectory and trajectory_token_id come together: a head without its token, or a token without its head")
+
+
+def check_keys(
+    pose_encoders: Mapping[str, Mapping[str, Any]] | None, clip: Mapping[str, Any] | None, trajectory: Mapping[str, Any] | None
+) -> None:
+    """Raises ValueError for a key that HandVLMConfig does not describe: a typing error would silently change nothing."""
+    for name, encoder in (pose_encoders or {}).items():
+        _check(f"pose_encoders.{name}", encoder, POSE_ENCODER_KEYS)
+    _check("clip", clip or {}, CLIP_KEYS)
+    _check("trajectory", trajectory or {}, TRAJECTORY_KEYS)
+
+
+def _check(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"{place}: unknown key {key!r}; {hint}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm.answers import TRAJECTORY_TOKEN
-from vlm.config import HandVLMConfig
+from vlm.config import HandVLMConfig, check_keys
 from vlm.model import HandVLM
 from vlm.processor import HandVLMProcessor, pose_token
 from vlm.small_tokenizer import number_token_ids, train_tokenizer
@@ -32,6 +32,9 @@ class ExtendSettings:
     template: str | None = None
     tokenizer: Literal["keep", "retrain"] = "keep"
     vocab_size: int = 3000
+
+    def __post_init__(self) -> None:
+        check_keys(self.pose_encoders, self.clip, self.trajectory)
 
 
 def extend(

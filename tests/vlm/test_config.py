@@ -1,0 +1,27 @@
+"""A misspelt key inside a config is refused wherever it is given; it would silently change nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tiny import CLIP, LLAMA
+from vlm.build import BuildSettings
+from vlm.config import HandVLMConfig
+from vlm.extend import ExtendSettings
+from vlm.settings import SettingsError, from_mapping
+
+MISSPELT = [
+    ({"trajectory": {"head": "path", "steps": 4, "hand_layuot": "left_right"}}, "trajectory: unknown key 'hand_layuot'.*'hand_layout'"),
+    ({"clip": {"slow_frame": 4}}, "clip: unknown key 'slow_frame'.*'slow_frames'"),
+    ({"pose_encoders": {"hand": {"dim": 2, "n_tokens": 1, "zzz": 0}}}, r"pose_encoders\.hand: unknown key 'zzz'; known are dim, n_tokens"),
+]
+
+
+@pytest.mark.parametrize("wrong, message", MISSPELT)
+def test_a_misspelt_key_is_refused(wrong: dict, message: str) -> None:
+    beside = {"pose_token_ids": {"hand": 1}} if "pose_encoders" in wrong else {"trajectory_token_id": 1} if "trajectory" in wrong else {}
+    with pytest.raises(ValueError, match=message):
+        HandVLMConfig(**wrong, **beside)
+    for kind, needed in ((BuildSettings, {"language_model": LLAMA, "vision_tower": CLIP}), (ExtendSettings, {})):
+        with pytest.raises(SettingsError, match=message):
+            from_mapping(kind, needed | wrong)
