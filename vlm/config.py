@@ -118,11 +118,13 @@ class HandVLMConfig(PreTrainedConfig):
 def check_keys(
     pose_encoders: Mapping[str, Mapping[str, Any]] | None, clip: Mapping[str, Any] | None, trajectory: Mapping[str, Any] | None
 ) -> None:
-    """Raises ValueError for a key that HandVLMConfig does not describe: a typing error would silently change nothing."""
+    """Raises ValueError for a key that HandVLMConfig does not describe, which would silently change nothing, and for a lacking one."""
     for name, encoder in (pose_encoders or {}).items():
         _check(f"pose_encoders.{name}", encoder, POSE_ENCODER_KEYS)
     _check("clip", clip or {}, CLIP_KEYS)
     _check("trajectory", trajectory or {}, TRAJECTORY_KEYS)
+    if trajectory is not None and "steps" not in trajectory:
+        raise ValueError("trajectory: the key 'steps' is missing; give the number of points of a path")
 
 
 def _check(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:

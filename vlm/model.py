@@ -16,7 +16,7 @@ from vlm.connectors import ImageProjector, PoseProjector
 from vlm.generation import PathGeneration
 from vlm.loss import token_losses
 from vlm.packing import as_attention_bias
-from vlm.trajectory import HEADS
+from vlm.trajectory import HEADS, Head
 from vlm.trajectory_code import TrajectoryCode, handsonvlm_points
 from vlm.trajectory_decoding import TrajectoryCache
 from vlm.trajectory_loss import path_loss
@@ -119,11 +119,8 @@ class HandVLMModel(HandVLMPreTrainedModel):
                 blocks.append((reduce_tokens(features[rows], self.config.token_reducer), True))
         return self._project_blocks(blocks)[0]
 
-    def clip_tokens(self, features: Tensor) -> Tensor:
-        """A clip's patches (B, T, P, C) → (B, n, D): its frames' means in time, then the patches of its slow frames."""
-        return self._project_blocks(self._clip_blocks(features))
-
     def _clip_blocks(self, features: Tensor) -> list[tuple[Tensor, bool]]:
+        """A clip's patches (B, T, P, C) → its frames' means in time, then each slow frame's patches; the flag marks a grid of places."""
         if self.config.clip is None:
             raise ValueError("this model reads no clips: build or extend it with `clip` (see HandVLMConfig), or ask about one picture")
         pooling = {name: value for name, value in self.config.clip.items() if name not in ("frames", "pictures")}
@@ -247,6 +244,21 @@ def fill_slots(embeds: Tensor, mask: Tensor, tokens: Tensor, what: str) -> Tenso
     return embeds.masked_scatter(mask.unsqueeze(-1), tokens.to(embeds))
 
 
+def _path_head(config: Any) -> Head:
+    """The head that `config.trajectory` describes: it reads a hand's half of a state and, if it is told, where that hand was.
+
+    Raises ValueError for a head or an observed pose encoder that does not exist.
+    """
+    settings = config.trajectory
+    name, observed = settings.get("head", "path"), settings.get("observed")
+    if name not in HEADS:
+        raise ValueError(f"trajectory: head is {name!r}, expected one of {', '.join(HEADS)}")
+    if observed is not None and observed not in config.pose_encoders:
+        raise ValueError(f"trajectory: observed is {observed!r}, but the pose encoders are {', '.join(config.pose_encoders) or 'none'}")
+    past = context_width(config.pose_encoders[observed]["n_tokens"] // 2, settings.get("observed_code", "fourier")) if observed else 0
+    return HEADS[name](config.text_config.hidden_size // 2 + past, **(settings.get("options") or {}))
+
+
 class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
     """A vision-language model that sees hands. Build with `vlm.build`, load with `from_pretrained`, ask through `vlm.agent.Agent`."""
 
@@ -256,13 +268,7 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
         super().__init__(config)
         self.model = HandVLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.trajectory_head = None
-        if config.trajectory is not None:
-            options = config.trajectory.get("options") or {}
-            observed = config.trajectory.get("observed")
-            code = config.trajectory.get("observed_code", "fourier")
-            past = context_width((config.pose_encoders or {})[observed]["n_tokens"] // 2, code) if observed else 0
-            self.trajectory_head = HEADS[config.trajectory.get("head", "path")](config.text_config.hidden_size // 2 + past, **options)
+        self.trajectory_head = None if config.trajectory is None else _path_head(config)
         self.post_init()
 
     @classmethod

@@ -1,10 +1,10 @@
-"""A misspelt key inside a config is refused wherever it is given; it would silently change nothing."""
+"""What a config cannot mean is refused where it is given, and says what was meant: a misspelt key would silently change nothing."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.tiny import CLIP, LLAMA
+from tests.tiny import CLIP, LLAMA, tiny
 from vlm.build import BuildSettings
 from vlm.config import HandVLMConfig
 from vlm.extend import ExtendSettings
@@ -25,3 +25,13 @@ def test_a_misspelt_key_is_refused(wrong: dict, message: str) -> None:
     for kind, needed in ((BuildSettings, {"language_model": LLAMA, "vision_tower": CLIP}), (ExtendSettings, {})):
         with pytest.raises(SettingsError, match=message):
             from_mapping(kind, needed | wrong)
+
+
+@pytest.mark.parametrize("trajectory, message", [
+    ({"head": "pth", "steps": 4}, "head is 'pth', expected one of cvae, mlp, path"),
+    ({"head": "path"}, "'steps' is missing"),
+    ({"head": "path", "steps": 4, "observed": "trak"}, "observed is 'trak', but the pose encoders are detection"),
+])  # fmt: skip
+def test_a_path_head_that_cannot_be_made_is_explained(trajectory: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny("small", trajectory=trajectory)
