@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.trajectory_decoding import Path, TrajectoryCache, branch, padded, prefix_of
+from vlm.trajectory_decoding import PathDecoder, TrajectoryCache, branch, padded, prefix_of
 from vlm.trajectory_observed import observed_hands
 
 MEDIA = ("pixel_values", "pose_tokens", "media_frames", "frame_rows", "trajectories", "trajectory_valid")
@@ -15,7 +16,7 @@ MEDIA = ("pixel_values", "pose_tokens", "media_frames", "frame_rows", "trajector
 
 
 class PathGeneration:
-    """`generate` of HandVLM, before transformers' own in its bases."""
+    """HandVLM's `generate`: a mixin that stands before transformers' GenerationMixin, whose `generate` it calls."""
 
     config: Any
     parameters: Any
@@ -69,25 +70,24 @@ class PathGeneration:
         if not kwargs["return_dict_in_generate"]:
             raise ValueError("a model with a path head returns a dict: paths come beside the text; leave return_dict_in_generate out")
         settings = self.config.trajectory
-        path = Path(self.trajectory_head, settings)
-        noise = path.noise(noise, len(input_ids), futures, settings["steps"], next(self.parameters()))
+        decoder = PathDecoder(self.trajectory_head, settings)
+        noise = decoder.noise(noise, len(input_ids), futures, next(self.parameters()))
         observed = observed_hands(input_ids, media["pose_tokens"], self.config)
         if cached:
             if kwargs.get("past_key_values") is not None or kwargs.get("cache_implementation") not in (None, "dynamic"):
                 raise ValueError("a model with a path head keeps its own cache; leave past_key_values and cache_implementation out")
             first = None if noise is None else noise[:, 0]
-            kwargs["past_key_values"] = TrajectoryCache(self.config.text_config, path, self.config.trajectory_token_id, first, observed)
+            kwargs["past_key_values"] = TrajectoryCache(self.config.text_config, decoder, self.config.trajectory_token_id, first, observed)
         output = super().generate(input_ids=input_ids, **kwargs)  # type: ignore[misc]
         followed = cached and kwargs.get("num_beams", 1) == 1
         embeds = kwargs["inputs_embeds"] if cached else self.model.embed(input_ids, **media)
-        prompts = _Prompts(
-            embeds, kwargs.get("attention_mask", torch.ones_like(input_ids)), (noise, observed), len(output.sequences) // len(input_ids)
-        )
+        mask = kwargs.get("attention_mask", torch.ones_like(input_ids))
+        prompts = _Prompts(embeds, mask, noise, observed, copies=len(output.sequences) // len(input_ids))
         cache = output.past_key_values if followed else None
         if followed and futures == 1:
             found = self._followed(output.sequences, cache)
         else:
-            found = [self._branched(row, output.sequences, prompts, path, futures, cache) for row in range(len(output.sequences))]
+            found = [self._branched(row, output.sequences, prompts, decoder, futures, cache) for row in range(len(output.sequences))]
         for name, tail in (("points", (2, 2)), ("spread", (2, 2)), ("presence", (2,))):
             rows = [None if one is None else one[name] for one in found]
             key = "trajectories" if name == "points" else f"trajectory_{name}"
@@ -106,7 +106,10 @@ class PathGeneration:
             for row in range(len(sequences))
         ]
 
-    def _branched(self, row: int, sequences: Tensor, prompts: _Prompts, path: Path, futures: int, cache: Any) -> dict[str, Tensor] | None:
+    def _branched(
+        self, row: int, sequences: Tensor, prompts: _Prompts, decoder: PathDecoder, futures: int, cache: Any
+    ) -> dict[str, Tensor] | None:
+        """The points of all futures of one row, drawn behind its prompt and text; None where it wrote no path token."""
         embeds, mask, noise, observed = prompts.of(row)
         written = sequences[row, embeds.shape[1] :]
         places = (written == self.config.trajectory_token_id).nonzero().flatten().tolist()
@@ -116,7 +119,7 @@ class PathGeneration:
         if cache is not None:
             known = prefix_of(cache, embeds.shape[1] + places[0], self.config.text_config, row)
         code = None if self.model.trajectory_code is None else lambda points: self.model.trajectory_code(points, None)
-        return branch(self, embeds, mask, written[: places[-1] + 1], path, noise, futures, code, known, observed)
+        return branch(self, embeds, mask, written[: places[-1] + 1], decoder, noise, futures, code, known, observed)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
@@ -130,19 +133,22 @@ class PathGeneration:
         return inputs
 
 
+@dataclass(frozen=True)
 class _Prompts:
-    """The prompt of each row of an output that may hold several rows of one prompt."""
+    """The prompts (B, L) behind an output that holds `copies` rows of each."""
 
-    def __init__(self, embeds: Tensor, mask: Tensor, others: tuple[Tensor | None, ...], copies: int) -> None:
-        self.embeds, self.mask, self.others, self.copies = embeds, mask, others, copies
+    embeds: Tensor
+    mask: Tensor
+    noise: Tensor | None
+    observed: Tensor | None
+    copies: int
 
     def of(self, row: int) -> tuple[Any, ...]:
-        """Embeddings and mask (1, L), the row of its noise, and where its hands were (1, 2, frames, 2)."""
+        """Of one row: its prompt's embeddings (1, L, D) and mask (1, L), its noise, and where its hands were (1, 2, frames, 2)."""
         source = row // self.copies
-        noise, observed = self.others
         return (
             self.embeds[source : source + 1],
             self.mask[source : source + 1],
-            None if noise is None else noise[source],
-            None if observed is None else observed[source : source + 1],
+            None if self.noise is None else self.noise[source],
+            None if self.observed is None else self.observed[source : source + 1],
         )

@@ -20,9 +20,9 @@ from vlm.templates import READ_ANSWER, Piece, encode, render
 from vlm.vision import clip_length
 
 Messages = list[dict[str, Any]]
-Path = tuple[np.ndarray, np.ndarray]
-"""Points (2, T, 2) in units of the grid, zero for a hand that is valid at no step, and valid (2, T). What a hand's other steps hold is
-kept: published losses (`compat`) count a hand whole, and give its points back with its tokens."""
+PathArrays = tuple[np.ndarray, np.ndarray]
+"""A path's points (2, T, 2) in units of the grid, hands left, right, and which are valid (2, T). A hand that is valid at no step has zeros;
+otherwise steps that are not valid keep their points, because published losses (`compat`) count a hand as a whole."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Encoded:
     pixels: Pixels
     media: list[MediumRows]
     poses: dict[str, list[np.ndarray]]
-    paths: list[Path]
+    paths: list[PathArrays]
 
     @property
     def views(self) -> list[View]:
@@ -204,7 +204,7 @@ class HandVLMProcessor(ProcessorMixin):
             if not any(word.strip() for word in words):
                 raise SampleError("an empty question. Ask something, such as 'where is my left hand?'")
 
-    def _check_path_tokens(self, input_ids: list[int], paths: list[Path]) -> None:
+    def _check_path_tokens(self, input_ids: list[int], paths: list[PathArrays]) -> None:
         written = input_ids.count(self.tokenizer.convert_tokens_to_ids(TRAJECTORY_TOKEN)) if paths else 0
         if written != sum(points.shape[1] for points, _ in paths):
             raise SampleError(
@@ -212,7 +212,7 @@ class HandVLMProcessor(ProcessorMixin):
                 "give every path as a part of type 'trajectory', and leave the token out of the words"
             )
 
-    def _path(self, part: dict[str, Any], picture_views: list[View]) -> Path:
+    def _path(self, part: dict[str, Any], picture_views: list[View]) -> PathArrays:
         """A trajectory part in units of the grid of the clip's last frame, or of that frame itself."""
         points = np.asarray(part["points"], dtype=np.float64)
         valid = np.ones(points.shape[:2], bool) if part.get("valid") is None else np.asarray(part["valid"], dtype=bool)

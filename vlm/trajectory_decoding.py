@@ -1,8 +1,8 @@
-"""Decoding of paths: a point is made of the state that predicts its token, and is given back with the token, through a KV cache.
+"""Paths are decoded with the text: the state that predicts a path token gives that token's point, and the point is fed back with it.
 
-`TrajectoryCache` follows greedy and sampled decoding row by row. `branch` draws several futures behind one prefix: what was written
-stays, only the points (and what they are fed back as) differ. The futures are tokens side by side behind that prefix, which is kept and
-read once for all of them.
+`TrajectoryCache` does this for greedy and sampled decoding, row by row. `branch` draws several futures behind one prefix: the text stays
+as it was written, only the points (and what is fed back for them) differ. The futures are tokens side by side behind that prefix, whose
+keys and values are kept once and read by all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Code = Callable[[Tensor], Tensor]
 """Points (B, 2, T, 2) → what is added to the embeddings of their tokens, (B, T, D)."""
 
 
-class Path:
-    """How a model turns states into points: its head, the hands' place in a state, and the published quirks that are on."""
+class PathDecoder:
+    """Turns states into points: the path head, where in a state each hand is, and the published quirks that are on."""
 
     def __init__(self, head: Head, settings: dict[str, Any]) -> None:
         self.head, self.compat, self.steps = head, settings.get("compat"), settings["steps"]
@@ -31,7 +31,7 @@ class Path:
         self.code = settings.get("observed_code", "fourier")
         self.from_first = getattr(head, "from_first", False)
 
-    def noise(self, noise: Tensor | None, batch: int, futures: int, steps: int, like: Tensor) -> Tensor | None:
+    def noise(self, noise: Tensor | None, batch: int, futures: int, like: Tensor) -> Tensor | None:
         """Noise (batch, futures, 2, steps or 1, latent), given or drawn; the first drawn future is the most likely one, without noise.
 
         None where nothing has to be drawn. Raises ValueError for noise of another shape.
@@ -42,12 +42,12 @@ class Path:
         if noise is not None:
             noise = noise.unsqueeze(1) if noise.dim() == 4 else noise
             if noise.dim() != 5 or noise.shape[:3] != (batch, futures, 2) or noise.shape[-1] != latent:
-                raise ValueError(f"expected noise ({batch}, {futures}, 2, {steps}, {latent}), got {tuple(noise.shape)}")
+                raise ValueError(f"expected noise ({batch}, {futures}, 2, {self.steps}, {latent}), got {tuple(noise.shape)}")
             return noise.to(like.device)
         if futures == 1 and not self.compat:
             return None
         per_path = not hasattr(self.head, "encode")  # one latent for a whole path; an encoder has one for each of its points
-        drawn = torch.randn(batch, futures, 2, 1 if per_path else steps, latent, device=like.device)
+        drawn = torch.randn(batch, futures, 2, 1 if per_path else self.steps, latent, device=like.device)
         if not self.compat:
             drawn[:, 0] = 0
         return drawn
@@ -71,16 +71,16 @@ class TrajectoryCache(DynamicCache):
     """A key-value cache that also keeps, per row, the states that predict the next token and its path's first one, and what its path
     tokens came to.
 
-    `steps`: per name of `Path.points`, (B, n, …) with NaN where a row has fewer path tokens; `counts` (B,) how many each has.
+    `steps`: per name of `PathDecoder.points`, (B, n, …) with NaN where a row has fewer path tokens; `counts` (B,) how many each has.
     """
 
     def __init__(
-        self, config: Any, path: Path, token_id: int, noise: Tensor | None = None, observed: Tensor | None = None
+        self, config: Any, decoder: PathDecoder, token_id: int, noise: Tensor | None = None, observed: Tensor | None = None
     ) -> None:
         """`noise` (rows, 2, steps or 1, latent) of the first future, `observed` (rows, 2, frames, 2); their rows are repeated when rows
         are."""
         super().__init__(config=config)
-        self.path, self.token_id, self.noise, self.observed = path, token_id, noise, observed
+        self.decoder, self.token_id, self.noise, self.observed = decoder, token_id, noise, observed
         self.state: Tensor | None = None
         self.first: Tensor | None = None
         self.counts: Tensor | None = None
@@ -101,9 +101,9 @@ class TrajectoryCache(DynamicCache):
         if self.state is None or self.counts is None or not bool(rows.any()):
             return None
         place = self.counts.clone()
-        opens = (rows & (place % self.path.steps == 0)).unsqueeze(-1)
+        opens = (rows & (place % self.decoder.steps == 0)).unsqueeze(-1)
         self.first = self.state if self.first is None else torch.where(opens, self.state, self.first)
-        found = self.path.points(self.state, self._noise_at(place), self.observed, self.first)
+        found = self.decoder.points(self.state, self._noise_at(place), self.observed, self.first)
         for name, value in found.items():
             kept = self.steps.get(name, value.new_full((len(rows), 0, *value.shape[1:]), float("nan")))
             if int(place[rows].max()) >= kept.shape[1]:
@@ -119,16 +119,13 @@ class TrajectoryCache(DynamicCache):
         return self.noise[torch.arange(len(place), device=place.device), :, place.clamp(max=self.noise.shape[2] - 1)]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        """The rows that beam search keeps, in its order, with all that belongs to their paths."""
         super().reorder_cache(beam_idx)
-        self.batch_rows(beam_idx)
-
-    def batch_rows(self, rows: Tensor) -> None:
-        """Keeps the path state of `rows`, in that order."""
         if self.state is None or self.counts is None:
             return
-        self.state, self.counts = self.state[rows], self.counts[rows]
-        self.noise, self.observed, self.first = (v if v is None else v[rows] for v in (self.noise, self.observed, self.first))
-        self.steps = {name: value[rows] for name, value in self.steps.items()}
+        self.state, self.counts = self.state[beam_idx], self.counts[beam_idx]
+        self.noise, self.observed, self.first = (v if v is None else v[beam_idx] for v in (self.noise, self.observed, self.first))
+        self.steps = {name: value[beam_idx] for name, value in self.steps.items()}
 
 
 def branch(
@@ -136,7 +133,7 @@ def branch(
     embeds: Tensor,
     attention_mask: Tensor,
     new_ids: Tensor,
-    path: Path,
+    decoder: PathDecoder,
     noise: Tensor | None,
     futures: int,
     code: Code | None,
@@ -160,7 +157,7 @@ def branch(
     rows = futures if code is not None else 1  # nothing is fed back: one row stands for all
     if rows > 1 and not _side_by_side(model):
         each = [(None if noise is None else noise[number : number + 1]) for number in range(futures)]
-        found = [branch(model, embeds, attention_mask, new_ids, path, one, 1, code, written.copy(), observed) for one in each]
+        found = [branch(model, embeds, attention_mask, new_ids, decoder, one, 1, code, written.copy(), observed) for one in each]
         return {name: torch.cat([one[name] for one in found]) for name in found[0]}
     observed = None if observed is None else observed.expand(futures, -1, -1, -1)
     state, first = written.before_path().expand(rows, -1), None
@@ -168,9 +165,9 @@ def branch(
     for place in range(places[0], places[-1] + 1):
         inputs = written.words[:, place : place + 1].expand(rows, -1, -1)
         if place in places:
-            first = state if len(steps) % path.steps == 0 else first
+            first = state if len(steps) % decoder.steps == 0 else first
             step = None if noise is None else noise[:, :, min(len(steps), noise.shape[2] - 1)]
-            steps.append(path.points(state.expand(futures, -1), step, observed, None if first is None else first.expand(futures, -1)))
+            steps.append(decoder.points(state.expand(futures, -1), step, observed, None if first is None else first.expand(futures, -1)))
             if code is not None:
                 inputs = inputs + code(steps[-1]["points"].unsqueeze(2)).to(inputs)
         if place < places[-1]:
