@@ -28,8 +28,6 @@ SERIALS = (
     "836212060125", "839512060362", "840412060917", "841412060263", "932122060857", "932122060861", "932122061900", "932122062010",
 )  # fmt: skip
 """The cameras, in the order of the splits."""
-SEQUENCES = 100
-"""Of each subject, in the order of their names; every five of them take the same object."""
 Setup = Literal["s0", "s1", "s2", "s3"]
 SETUPS: tuple[Setup, ...] = ("s0", "s1", "s2", "s3")
 
@@ -38,7 +36,7 @@ def split_of(setup: Setup, subject: int, serial: int, sequence: int) -> str:
     """The official split of a recording: "train", "val" or "test".
 
     s0 keeps back every fifth sequence, s1 subjects, s2 cameras, s3 objects. `subject` 0–9, `serial` 0–7, `sequence` 0–99 are places in
-    the lists of the data set.
+    the lists of the data set; every five sequences of a subject in a row take the same object.
     """
     if setup == "s0":
         return "train" if sequence % 5 != 4 else "val" if subject < 2 else "test"

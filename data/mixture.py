@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,13 +66,6 @@ class Mixture:
         name = self.names[choice[offset]]
         epoch, place = divmod(int(rank[offset]), self.sizes[name])
         return Draw(name, int(self._order(name, epoch)[place]), epoch)
-
-    def iterate(self, start: int = 0) -> Iterator[Draw]:
-        """The draws from position `start` on, without end."""
-        position = start
-        while True:
-            yield self[position]
-            position += 1
 
     def fingerprint(self) -> str:
         """Identity of the order of draws: equal for two mixtures exactly when they draw alike."""

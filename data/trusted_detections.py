@@ -32,7 +32,6 @@ def trusted_detections(
     *,
     split: str,
     seed: int,
-    encoder: str = "detection",
 ) -> list[Sample]:
     """Hand questions about a scene's detections, shown with noise or with the picture of the scene `other`.
 
@@ -46,7 +45,7 @@ def trusted_detections(
     found = np.asarray(tokens[record["image"]], dtype=np.float32)
     size = (record["height"], record["width"])
     picture = noise(rng, size) if rng.random() < NOISE_SHARE else str((folder / other["image"]).absolute())
-    media = ({"type": "image", "image": picture}, {"type": "pose", "encoder": encoder, "tokens": found})
+    media = ({"type": "image", "image": picture}, {"type": "pose", "encoder": "detection", "tokens": found})
     return [_answered(sample, media, found) for sample in questions(record, folder, split=split, seed=seed, kinds=KINDS)]
 
 

@@ -185,13 +185,13 @@ class Paths:
     space: str = "grid"
 
     @classmethod
-    def of(cls, output: Any, row: int = 0, future: int = 0, steps: int | None = None) -> Paths | None:
-        """Those of one row and future of `model.generate`'s output; None without a path head."""
+    def of(cls, output: Any, row: int = 0, steps: int | None = None) -> Paths | None:
+        """Those of one row of `model.generate`'s output, the first future and the others as `samples`; None without a path head."""
         if getattr(output, "trajectories", None) is None:
             return None
-        found = (getattr(output, name)[row, future] for name in ("trajectories", "trajectory_spread", "trajectory_presence"))
+        found = (getattr(output, name)[row, 0] for name in ("trajectories", "trajectory_spread", "trajectory_presence"))
         points, spread, presence = (value.float().cpu().numpy() for value in found)
-        others = np.delete(output.trajectories[row].float().cpu().numpy(), future, axis=0)
+        others = output.trajectories[row, 1:].float().cpu().numpy()
         space = getattr(output, "trajectory_space", "grid")
         return cls(points, None if np.isnan(spread).all() else spread, presence, steps, others if len(others) else None, space)
 

@@ -9,6 +9,8 @@ from vlm.model import HandVLM
 from vlm.processor import HandVLMProcessor
 
 SERVED_TOWERS = ("clip_vision_model", "siglip_vision_model")
+TOLERANCE = 1e-4
+"""Largest difference of a logit between a model and its export."""
 
 
 class ExportError(ValueError):
@@ -34,7 +36,7 @@ def obstacles(model: HandVLM, processor: HandVLMProcessor) -> list[str]:
 def to_llava(model: HandVLM, processor: HandVLMProcessor) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The same weights as a LlavaForConditionalGeneration, and its processor.
 
-    Raises ExportError, also when logits differ by more than 1e-4.
+    Raises ExportError, also when logits differ by more than TOLERANCE.
     """
     reasons = obstacles(model, processor)
     if reasons:
@@ -59,7 +61,7 @@ def to_llava(model: HandVLM, processor: HandVLMProcessor) -> tuple[LlavaForCondi
 
 
 @torch.no_grad()
-def _check_logits(model: HandVLM, llava: LlavaForConditionalGeneration, tolerance: float = 1e-4) -> None:
+def _check_logits(model: HandVLM, llava: LlavaForConditionalGeneration) -> None:
     config = model.config
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(1, 3, config.image_size, config.image_size, generator=generator).to(model.dtype)
@@ -69,9 +71,9 @@ def _check_logits(model: HandVLM, llava: LlavaForConditionalGeneration, toleranc
     model.eval()
     difference = (model(input_ids=ids, pixel_values=picture).logits - llava(input_ids=ids, pixel_values=picture).logits).abs().max().item()
     model.train(was_training)
-    if not difference <= tolerance:
+    if not difference <= TOLERANCE:  # NaN too
         raise ExportError(
-            f"the exported model's logits differ by {difference:.2g} (at most {tolerance}); "
+            f"the exported model's logits differ by {difference:.2g} (at most {TOLERANCE}); "
             f"this tower's layer {config.vision_feature_layer} means something else in LLaVA"
         )
 

@@ -133,8 +133,8 @@ def open_picture(path: str | Path, limits: Limits | None = None) -> Medium:
     return Medium((read_image(path, max_pixels=limits.pixels),), name=Path(path).name)
 
 
-def open_clip(path: str | Path, limits: Limits | None = None, *, count: int = OBSERVED, rate: float = RATE) -> Medium:
-    """The last `count` frames of a video file at `rate` Hz. Raises VideoError and MediumError."""
+def open_clip(path: str | Path, limits: Limits | None = None) -> Medium:
+    """The last OBSERVED frames of a video file at RATE Hz. Raises VideoError and MediumError."""
     from pose_tools.video import observe, probe
 
     limits = limits or Limits()
@@ -148,7 +148,7 @@ def open_clip(path: str | Path, limits: Limits | None = None, *, count: int = OB
                 f"{Path(path).name}: frames of {info.width}x{info.height}; at most {limits.pixels / 1e6:.0f} megapixels are taken, "
                 "make it smaller first"
             )
-    frames, times, info = observe(path, count=count, rate=rate)
+    frames, times, info = observe(path, count=OBSERVED, rate=RATE)
     return Medium(frames, tuple(float(time - times[-1]) for time in times), Path(path).name, info.notes)
 
 

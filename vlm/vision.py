@@ -15,6 +15,9 @@ from transformers import AutoConfig, AutoModel, Blip2VisionConfig, Blip2VisionMo
 AutoConfig.register(Blip2VisionConfig.model_type, Blip2VisionConfig, exist_ok=True)
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
 
+FREQUENCIES = 16
+"""Of the Fourier code; trained projectors and heads depend on it."""
+
 
 def patch_features(tower: nn.Module, pixel_values: Tensor, layer: int, select: str) -> Tensor:
     """Features of a tower's patches.
@@ -175,13 +178,13 @@ def sine_grid(tokens: int, width: int, merged: int = 1) -> Tensor:
     return fourier_code(torch.stack([x, y], -1).reshape(tokens, 2), width)
 
 
-def fourier_code(values: Tensor, width: int | None = None, frequencies: int = 16) -> Tensor:
-    """sin and cos of 2π·f·v, f = 1 … `frequencies`, of every value: (…, n) in units of the picture → (…, n · 2 · frequencies).
+def fourier_code(values: Tensor, width: int | None = None) -> Tensor:
+    """sin and cos of 2π·f·v, f = 1 … 16, of every value: (…, n) in units of the picture → (…, n · 32).
 
     With `width` the code is repeated or cut to that many channels, so that a number's token, a box's token and a place in the
     picture share one code (Tancik et al. 2020, Fourier features, with integer frequencies).
     """
-    frequency = torch.arange(1, frequencies + 1, dtype=torch.float32, device=values.device)
+    frequency = torch.arange(1, FREQUENCIES + 1, dtype=torch.float32, device=values.device)
     angle = 2 * math.pi * values.float().unsqueeze(-1) * frequency
     code = torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
     if width is not None:

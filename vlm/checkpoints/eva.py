@@ -75,7 +75,7 @@ def to_transformers(tensors: Mapping[str, Tensor], blocks: int | None = None) ->
     return result, unknown
 
 
-def config_of(tensors: Mapping[str, Tensor], num_heads: int | None = None, image_size: int | None = None) -> Blip2VisionConfig:
+def config_of(tensors: Mapping[str, Tensor], num_heads: int | None = None) -> Blip2VisionConfig:
     """The config that tensors named as in `Blip2VisionModel` need; heads are 88 wide, as published, unless `num_heads` says otherwise."""
     patch, table = tensors["embeddings.patch_embedding.weight"], tensors["embeddings.position_embedding"]
     width, size = patch.shape[0], patch.shape[-1]
@@ -85,7 +85,7 @@ def config_of(tensors: Mapping[str, Tensor], num_heads: int | None = None, image
         intermediate_size=tensors["encoder.layers.0.mlp.fc1.weight"].shape[0],
         num_hidden_layers=max(numbers) + 1,
         num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
-        image_size=image_size or round((table.shape[1] - 1) ** 0.5) * size,
+        image_size=round((table.shape[1] - 1) ** 0.5) * size,
         patch_size=size,
         qkv_bias="encoder.layers.0.self_attn.qkv.bias" in tensors,
     )

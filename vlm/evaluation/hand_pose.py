@@ -28,7 +28,6 @@ from vlm.evaluation import records, tables
 
 Predictor = Callable[[Sequence[HandSample]], Sequence[PredictedHand | None]]
 """Samples with their pictures → a hand each, None where it was missed."""
-CONSTANTS = ("mean pose", "mean joints")
 DOUBTFUL = 0.2
 PAPER = {"mean": "root- and scale-aligned MPJPE (SiMHand's own), mm", "auc_20_50": "AUC 20–50 mm, root- and scale-aligned (SiMHand's own)"}
 """The SiMHand paper's metrics, which are not PA-MPJPE: missed hands count in the AUC alone (see `pose_tools.simhand.evaluate`)."""

@@ -136,7 +136,6 @@ def conversation(
     *,
     tokens: Callable[[Any], np.ndarray] | None,
     partner: Question,
-    encoder: str = "detection",
 ) -> list[dict[str, Any]]:
     """The messages the model is asked with. `tokens(image)` are the detections (2, 11) of a picture; `partner` is the question
     that lends its wording or its detections where the condition shuffles them."""
@@ -149,7 +148,7 @@ def conversation(
         return messages
     if tokens is None:
         raise ValueError(f"the condition {condition.name!r} shows detections, and none were given")
-    return with_pose(messages, encoder, tokens(image_of(partner if condition.pose == "shuffled" else question)))
+    return with_pose(messages, "detection", tokens(image_of(partner if condition.pose == "shuffled" else question)))
 
 
 def image_of(question: Question) -> Any:

@@ -31,7 +31,6 @@ def ask_all(
     tokens: Tokens | None,
     *,
     out: Path,
-    encoder: str = "detection",
     batch_size: int = 32,
     seed: int = 0,
 ) -> dict[str, Reply]:
@@ -39,7 +38,7 @@ def ask_all(
     partners = shuffled(questions, seed) if condition.pose == "shuffled" or not condition.own_question else {}
 
     def answer(batch: Sequence[Question]) -> list[dict[str, Any]]:
-        turns = [conversation(q, condition, tokens=tokens, partner=partners.get(q.id, q), encoder=encoder) for q in batch]
+        turns = [conversation(q, condition, tokens=tokens, partner=partners.get(q.id, q)) for q in batch]
         return [{"kind": q.kind, **reply.as_record()} for q, reply in zip(batch, ask(turns), strict=True)]
 
     done = records.complete(

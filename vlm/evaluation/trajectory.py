@@ -150,7 +150,6 @@ def conversation(
     *,
     tokens: Callable[[ClipQuestion], np.ndarray] | None,
     partner: ClipQuestion,
-    encoder: str = "track",
 ) -> list[dict[str, Any]]:
     """The messages the model is asked with. `tokens(question)` are the tracked hands (2 · frames, 11) of a clip; `partner` is the
     question that lends its words where the condition swaps the goal."""
@@ -165,4 +164,4 @@ def conversation(
         return messages
     if tokens is None:
         raise ValueError(f"the condition {condition.name!r} shows tracked hands, and none were given")
-    return with_pose(messages, encoder, tokens(question))
+    return with_pose(messages, "track", tokens(question))

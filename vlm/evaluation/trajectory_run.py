@@ -36,7 +36,6 @@ def ask_all(
     tokens: Tokens | None,
     *,
     out: Path,
-    encoder: str = "track",
     batch_size: int = 32,
     seed: int = 0,
     share: tuple[int, int] = (0, 1),
@@ -53,7 +52,7 @@ def ask_all(
         asked = [q for batch in batches[share[0] :: share[1]] for q in batch]
 
     def answer(batch: Sequence[ClipQuestion]) -> list[dict[str, Any]]:
-        turns = [conversation(q, condition, tokens=tokens, partner=partners[q.id], encoder=encoder) for q in batch]
+        turns = [conversation(q, condition, tokens=tokens, partner=partners[q.id]) for q in batch]
         return [reply.as_record() for reply in ask(turns, [q.id for q in batch])]
 
     path = predictions_path(out, condition.name)

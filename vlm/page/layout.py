@@ -81,15 +81,15 @@ class Files:
 class Page:
     """The page's events; each takes and gives the visitor's Session, and changes nothing else."""
 
-    def __init__(self, model: Model, examples: Sequence[Example], files: Files, limits: Limits = LIMITS) -> None:
-        self.model, self.examples, self.files, self.limits = model, list(examples), files, limits
+    def __init__(self, model: Model, examples: Sequence[Example], files: Files) -> None:
+        self.model, self.examples, self.files = model, list(examples), files
 
     def open_file(self, path: str | None, session: Session) -> Outputs:
         """A file of the visitor's becomes the medium; what is wrong with it stands on the page, and the old medium stays."""
         if not path:
             return _keeping(session, "")
         try:
-            return self._opened(open_medium(path, self.limits))
+            return self._opened(open_medium(path, LIMITS))
         except Exception as error:
             words = _one_sentence(error).replace(str(path), Path(path).name)  # where an upload lies says nothing to a visitor
             return _keeping(session, f"⚠️ {words}")
