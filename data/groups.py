@@ -116,13 +116,16 @@ def _synthetic_referral(
     return _scenes(path, limit, read)
 
 
-def _trusted_detections(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None) -> Groups:
+def _trusted_detections(
+    path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, detector: str | None = None
+) -> Groups:
+    """`detector`: the folder of the small detector whose detections are trusted; None is the shipped one."""
     from data.detections import cached_detections
     from data.trusted_detections import trusted_detections
 
     records = JsonLines(path / "scenes.jsonl")
     size = len(records) if limit is None else min(limit, len(records))
-    tokens = cached_detections(path, [path / records[i]["image"] for i in range(size)])
+    tokens = cached_detections(path, [path / records[i]["image"] for i in range(size)], detector=detector)
 
     def read(index: int, epoch: int) -> list[Sample]:
         other = records[(index + 1 + epoch) % size]

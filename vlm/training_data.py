@@ -142,7 +142,7 @@ class TrainingRows(Dataset):
 
     def _open(self, dataset: DatasetSettings) -> Groups:
         options = dict(dataset.options)
-        if dataset.kind == "tool_dialogues":
+        if dataset.kind in ("tool_dialogues", "trusted_detections"):  # made of detections, whether or not they are shown
             options.setdefault("detector", self.settings.detector)
         return open_groups(
             dataset.kind, dataset.path, seed=self.seed, split=dataset.split, kinds=dataset.kinds, limit=dataset.limit, options=options

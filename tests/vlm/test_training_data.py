@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.detections import cached_detections
+from data.detections import cache_file, cached_detections
 from data.groups import DatasetError, JsonLines, open_groups, picture_of
 from data.hoi_qa import read_hoi_qa
 from data.sample import Sample, SampleError, Source, assistant, user
 from data.synthetic.hoi_qa_writer import write_hoi_qa
-from pose_tools.detect import detection_tokens
+from pose_tools.detect import THRESHOLDS, detection_tokens
 from pose_tools.image_io import read_image
 from pose_tools.small_detector import load_small_detector
 from tests.runs import make_detector, make_world
@@ -95,6 +95,13 @@ def test_detections_are_made_once_and_extended(world, detector, tmp_path, monkey
         np.testing.assert_array_equal(tokens, both[name])
     alone = load_small_detector(detector).detect_batch([read_image(pictures[2])], least=0.5)[0]
     np.testing.assert_allclose(both["images/000/000002.jpg"], detection_tokens(alone), atol=1e-3)
+
+
+def test_every_data_set_of_a_mixture_is_looked_at_by_its_detector(processor, detector, tmp_path) -> None:
+    world = make_world(tmp_path / "train", 3)
+    kinds = [DatasetSettings(kind, str(world)) for kind in ("tool_dialogues", "trusted_detections")]
+    TrainingRows(DataSettings(kinds, detector=str(detector)), processor, seed=0, length=4)
+    assert [file.name for file in world.glob("detections-*.npz")] == [cache_file(world, "detections", detector, THRESHOLDS["small"]).name]
 
 
 def test_a_bad_sample_is_named(world, processor) -> None:
