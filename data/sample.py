@@ -9,6 +9,7 @@
     {"type": "box", "bbox_xyxy": [x1, y1, x2, y2], "label": str?}               answers only, original pixels of image 0
     {"type": "none"}                                                            answers only: there is no such thing
     {"type": "trajectory", "points": (2, T, 2), "valid": (2, T) bool?}          answers only: left, right; pixels of the last frame
+    {"type": "time", "seconds": float, "duration": float}                       answers only: a moment of a clip, from its start
     {"type": "tool_call", "name": str, "arguments": dict}                       answers only
 
 A geometric part that was read from a file as text may carry `"verbatim": str, "dialect": str`: a renderer of the same
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,8 @@ def _validate_part(part: Any, allowed: tuple[str, ...], place: str) -> None:
             box = np.zeros(0)
         if box.shape != (4,) or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
             raise SampleError(f"{place}: bbox_xyxy is {part.get('bbox_xyxy')!r}, expected four finite numbers with x1 <= x2 and y1 <= y2")
+    if kind == "time":
+        _validate_time(part, place)
     if kind == "tool_call" and not (isinstance(part.get("name"), str) and isinstance(part.get("arguments"), dict)):
         raise SampleError(f"{place}: a tool_call part needs 'name' (str) and 'arguments' (dict), got {part!r}")
 
@@ -130,6 +134,12 @@ def _validate_trajectory(part: dict[str, Any], place: str) -> None:
         )
     if not np.isfinite(points[valid]).all():
         raise SampleError(f"{place}: a valid step of the trajectory is not a finite point; mark it as not valid, or leave the sample out")
+
+
+def _validate_time(part: dict[str, Any], place: str) -> None:
+    seconds, duration = part.get("seconds"), part.get("duration")
+    if not (isinstance(seconds, Real) and np.isfinite(seconds) and isinstance(duration, Real) and np.isfinite(duration) and duration > 0):
+        raise SampleError(f"{place}: a time part needs 'seconds' and a positive 'duration', got {seconds!r} and {duration!r}")
 
 
 def text(value: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def test_every_part_that_the_format_has():
         user(PICTURE, pose, "where?"),
         assistant(call),
         {"role": "tool", "content": [{"type": "text", "text": "{}"}, pose]},
-        assistant("there:", box, {"type": "none"}),
+        assistant("there:", box, {"type": "none"}, {"type": "time", "seconds": 3, "duration": 9.5}),
     ]
     assert Sample("s", messages, SOURCE).messages is messages
     assert user("a")["content"] == [{"type": "text", "text": "a"}]
@@ -39,6 +39,10 @@ def test_every_part_that_the_format_has():
         ([user({"type": "image", "path": "a.jpg"})], "under 'image', got the keys type, path"),
         ([user({"type": "pose", "tokens": None})], "under 'encoder', got None"),
         ([assistant({"type": "tool_call", "name": "detect_hands", "arguments": "{}"})], "needs 'name' .str. and 'arguments' .dict."),
+        *(
+            ([assistant({"type": "time", **time})], "needs 'seconds' and a positive 'duration'")
+            for time in ({}, {"seconds": 1.0}, {"seconds": 1.0, "duration": 0}, {"seconds": float("nan"), "duration": 2.0})
+        ),
         *(
             ([assistant({"type": "box", "bbox_xyxy": box})], "expected four finite numbers with x1 <= x2")
             for box in (None, [1, 2, 3], [3, 0, 1, 1], [0, 0, 1, float("nan")], ["a", 0, 1, 1], [[0, 0], [1, 1]])
