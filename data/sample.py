@@ -138,7 +138,7 @@ def _validate_trajectory(part: dict[str, Any], place: str) -> None:
 
 def _validate_time(part: dict[str, Any], place: str) -> None:
     seconds, duration = part.get("seconds"), part.get("duration")
-    if not (isinstance(seconds, Real) and np.isfinite(seconds) and isinstance(duration, Real) and np.isfinite(duration) and duration > 0):
+    if not (isinstance(seconds, Real) and np.isfinite(seconds) and isinstance(duration, Real) and 0 < float(duration) < np.inf):
         raise SampleError(f"{place}: a time part needs 'seconds' and a positive 'duration', got {seconds!r} and {duration!r}")
 
 
