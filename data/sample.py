@@ -19,6 +19,7 @@ Tool results are turns of role "tool" with one text part, and a pose part for ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -138,7 +139,7 @@ def _validate_trajectory(part: dict[str, Any], place: str) -> None:
 
 def _validate_time(part: dict[str, Any], place: str) -> None:
     seconds, duration = part.get("seconds"), part.get("duration")
-    if not (isinstance(seconds, Real) and np.isfinite(seconds) and isinstance(duration, Real) and 0 < float(duration) < np.inf):
+    if not (isinstance(seconds, Real) and isinstance(duration, Real) and math.isfinite(seconds) and 0 < float(duration) < math.inf):
         raise SampleError(f"{place}: a time part needs 'seconds' and a positive 'duration', got {seconds!r} and {duration!r}")
 
 
