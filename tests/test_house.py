@@ -91,7 +91,7 @@ def test_importing_vlm_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# The names of the contract that this state of the project has. Each later part adds its own.
+# The public names that others call; renaming one breaks them.
 ENTRY_POINTS = """
 pose_tools.body_models: load_mano load_smpl Mano Smpl read_body_pickle UnsafePickleError
 pose_tools.joints: convert
@@ -101,16 +101,20 @@ pose_tools.views: View letterbox center_crop squash crop
 pose_tools.grounding: format_box parse_boxes
 pose_tools.tool: TOOLS schemas call
 pose_tools.detect: detect_hands HandDetection
-pose_tools.track: track_hands
+pose_tools.track: track_hands HandTrack
 pose_tools.types: Box Point Trajectory HandPose BodyPose Camera Media HandSample BodySample
 data.sample: Sample Source
 vlm: HandVLM HandVLMConfig HandVLMProcessor
 vlm.templates: render encode
 vlm.answers: parse write
 vlm.agent: Agent
-vlm.vision: merge_patches
+vlm.vision: merge_patches slow_fast
+vlm.trajectory: CVAEHead MLPHead
 vlm.checkpoints.vlm4hoi: convert
+vlm.checkpoints.handsonvlm: convert expected_keys
 vlm.evaluation.compat: hoi_qa
+data.epic_kitchens: observed_frames trajectory_label
+data.lita: format_time format_event format_dense_captions format_reasoning parse_time parse_event parse_dense_captions parse_reasoning
 pose_tools.simhand.encoder: load_encoder load_contrastive load_25d load_detnet
 pose_tools.simhand.losses: nt_xent weighted_nt_xent pose_weights undo_view
 pose_tools.simhand.views: make_view
@@ -121,6 +125,9 @@ pose_tools.egohmr: load_stage1 load_stage2
 pose_tools.egohmr.diffusion: Schedule
 pose_tools.egohmr.scene: crop_stage1 crop_stage2
 pose_tools.egohmr.evaluate: metrics
+pose_tools.mano: load_regressor
+pose_tools.mano.losses: SimpleMANOLoss MANOLoss
+pose_tools.mano.ik: fit
 pose_tools.mano.evaluate: freihand ho3d
 """
 
