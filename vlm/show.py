@@ -32,6 +32,11 @@ def describe(answer: Answer, medium: Medium | None = None) -> str:
     return f"not understood: {answer.text!r} ({answer.reason})" if isinstance(answer, Unparsed) else f"asks for the tool {answer.name}"
 
 
+def call_text(call: ToolCallAnswer) -> str:
+    """A tool call as one writes it: name(argument=value, …)."""
+    return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in call.arguments.items())})"
+
+
 def as_json(answer: Answer, medium: Medium | None = None) -> dict[str, Any]:
     """An answer as json: pixels of the picture or last observed frame, unrounded.
 

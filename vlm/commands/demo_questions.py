@@ -16,12 +16,12 @@ from pose_tools.render_path import CLIP_FPS, Paths
 from pose_tools.types import Box
 from pose_tools.video import write_video
 from vlm.agent import Turn
-from vlm.answers import BoxAnswer, NoneAnswer, ToolCallAnswer, TrajectoryAnswer
+from vlm.answers import BoxAnswer, NoneAnswer, TrajectoryAnswer
 from vlm.commands.answer import ask
 from vlm.commands.console import ASSETS, DEFAULT_MODEL
 from vlm.commands.loading import load_model
 from vlm.examples import Example, read_examples
-from vlm.show import describe, drawn, drawn_clip
+from vlm.show import call_text, describe, drawn, drawn_clip
 
 NEXT = """\
 Next:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{example.ask}    ({example.name}, {seconds:.1f} s)")
         for step in turn.trace:
             if step.call is not None:
-                print(f"  tool    {step.call.name}({arguments_text(step.call)}) → {step.text}")
+                print(f"  tool    {call_text(step.call)} → {step.text}")
         print(f"  answer  {answer}\n  truth   {truth_text(example)}\n  error   {error}\n")
         pictures.append(drawn(medium, turn.answers, example.boxes, true_paths=example.paths))
         captions.append(f"{example.ask}\n{error}")
@@ -74,10 +74,6 @@ def from_here(path: Path) -> Path:
     """The path as short as it can be typed in the present folder."""
     path, here = path.absolute(), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def arguments_text(call: ToolCallAnswer) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
 
 
 def truth_text(example: Example) -> str:

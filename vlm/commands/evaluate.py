@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pose_tools.files import write_text
 from vlm.commands import body, hand_pose, hoi_qa, temporal, trajectory
@@ -84,7 +83,7 @@ def referral(options: argparse.Namespace) -> int:
     from vlm.evaluation import run
     from vlm.evaluation.asking import Asker
     from vlm.evaluation.baselines import Prior
-    from vlm.evaluation.referral import CONDITIONS, read_questions, select
+    from vlm.evaluation.referral import CONDITIONS, picture_sizes, read_questions, select
 
     conditions = chosen(options.conditions, CONDITIONS)
     asked = select(read_questions(options.data, options.seed, options.limit), options.questions, options.none_share, options.seed)
@@ -99,7 +98,11 @@ def referral(options: argparse.Namespace) -> int:
             condition.name: run.ask_all(asked, condition, ask, tokens, out=options.out, batch_size=options.batch_size, seed=options.seed)
             for condition in conditions
         }
-        prior = Prior(_with_sizes(read_questions(options.train, options.seed, limit=4000))) if options.train else None
+        prior = None
+        if options.train:
+            known = read_questions(options.train, options.seed, limit=4000)
+            sizes = picture_sizes(known)
+            prior = Prior((question.sample, sizes[question.id]) for question in known)
         about = _about(options, asked)
         text = run.report(asked, replies | run.baseline_replies(asked, tokens, prior), options.out, about)
         if options.sheet:
@@ -199,18 +202,6 @@ def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, An
         "model": model_digest(options.model),
         **({"load_in": options.load_in} if options.load_in else {}),
     }
-
-
-def _with_sizes(asked: Sequence[Any]) -> list[tuple[Any, tuple[int, int]]]:
-    from vlm.evaluation.referral import image_of
-
-    sizes: dict[Any, tuple[int, int]] = {}
-    for question in asked:
-        picture = image_of(question)
-        if picture not in sizes:
-            with Image.open(picture) as image:
-                sizes[picture] = image.size
-    return [(question.sample, sizes[image_of(question)]) for question in asked]
 
 
 def _about(options: argparse.Namespace, asked: Sequence[Any]) -> list[str]:

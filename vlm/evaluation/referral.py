@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from data.groups import DatasetError
 from data.sample import Sample
@@ -154,6 +155,19 @@ def conversation(
 def image_of(question: Question) -> Any:
     """The picture of a question: the first image part of its first turn."""
     return next(part["image"] for part in question.sample.messages[0]["content"] if part["type"] == "image")
+
+
+def picture_sizes(questions: Iterable[Question]) -> dict[str, tuple[int, int]]:
+    """(width, height) of the picture of every question, by question id; each file's header is read once."""
+    sizes: dict[Any, tuple[int, int]] = {}
+    found = {}
+    for question in questions:
+        picture = image_of(question)
+        if picture not in sizes:
+            with Image.open(picture) as image:
+                sizes[picture] = image.size
+        found[question.id] = sizes[picture]
+    return found
 
 
 def _hash(*parts: Any) -> str:

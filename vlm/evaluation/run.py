@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pose_tools.files import write_text
 from vlm.evaluation import baselines, records, tables
-from vlm.evaluation.referral import CONDITIONS, ROWS, Condition, Question, conversation, image_of, shuffled
+from vlm.evaluation.referral import CONDITIONS, ROWS, Condition, Question, conversation, image_of, picture_sizes, shuffled
 from vlm.evaluation.scoring import Reply
 
 Ask = Callable[[Sequence[list[dict[str, Any]]]], Sequence[Reply]]
@@ -48,26 +47,19 @@ def ask_all(
 
 
 def predictions_path(out: Path, condition: str) -> Path:
+    """Where an evaluation's folder keeps the predictions of a condition."""
     return out / "predictions" / f"{condition.replace(' ', '_')}.jsonl"
 
 
 def baseline_replies(questions: Sequence[Question], tokens: Tokens | None, prior: baselines.Prior | None) -> dict[str, Replies]:
     """Replies of every baseline that needs no model, by the baseline's name."""
-    sizes: dict[Any, tuple[int, int]] = {}
-
-    def size(question: Question) -> tuple[int, int]:
-        picture = image_of(question)
-        if picture not in sizes:
-            with Image.open(picture) as image:
-                sizes[picture] = image.size
-        return sizes[picture]
-
     found: dict[str, Replies] = {}
+    sizes = picture_sizes(questions)
     if tokens is not None:
         found["detector alone"] = baselines.answer_all(questions, lambda q: baselines.detector_alone(tokens(image_of(q)), q.kind))
     if prior is not None:
-        found["train average"] = baselines.answer_all(questions, lambda q: prior(size(q), q.kind))
-    found["centre box"] = baselines.answer_all(questions, lambda q: baselines.centre_box(size(q), q.kind))
+        found["train average"] = baselines.answer_all(questions, lambda q: prior(sizes[q.id], q.kind))
+    found["centre box"] = baselines.answer_all(questions, lambda q: baselines.centre_box(sizes[q.id], q.kind))
     return found
 
 

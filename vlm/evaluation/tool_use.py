@@ -15,6 +15,7 @@ from data.sample import Sample
 from vlm.answers import Answer, ToolCallAnswer, parse
 from vlm.evaluation import records, tables
 from vlm.evaluation.referral import drawn_order, split_of
+from vlm.evaluation.run import predictions_path
 from vlm.evaluation.scoring import Reply, Score, score
 from vlm.training_data import with_pose
 
@@ -106,7 +107,7 @@ def _rows(
         return messages if tokens is None else with_pose(messages, "detection", tokens(picture))
 
     def replies(asked: Sequence[ToolQuestion], turns: list[list[dict[str, Any]]], stage: str) -> dict[str, dict[str, Any]]:
-        path = out / "predictions" / f"{stage}_{condition.replace(' ', '_')}.jsonl"
+        path = predictions_path(out, f"{stage} {condition}")
         return _replies(asked, ask, [shown(turn) for turn in turns], path, batch_size, f"{stage}, {condition}")
 
     called = replies(questions, [q.messages for q in questions], "calls")

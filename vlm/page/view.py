@@ -12,7 +12,7 @@ from pose_tools.types import SIDES
 from vlm.agent import Step, Turn
 from vlm.answers import Answer, BoxAnswer, NoneAnswer, TrajectoryAnswer, Unparsed
 from vlm.medium import Medium
-from vlm.show import as_json, describe, there, valid_steps
+from vlm.show import as_json, call_text, describe, there, valid_steps
 
 Chat = tuple[dict[str, Any], ...]
 PICTURE_QUESTIONS = (
@@ -49,17 +49,13 @@ def answered(turn: Turn, medium: Medium, *, alone: bool, save: Callable[[np.ndar
 
 
 def _call(step: Step, save: Callable[[np.ndarray], str]) -> dict[str, Any]:
-    name = "a call that cannot be read" if step.call is None else f"{step.call.name}({_arguments(step.call.arguments)})"
+    name = "a call that cannot be read" if step.call is None else call_text(step.call)
     overlay = None if step.result is None else step.result.overlay
     return {
         "role": "assistant",
         "content": f"`{step.text}`" if overlay is None else {"path": save(overlay), "alt_text": f"what {name} found"},
         "metadata": {"title": f"Tool: {name}", "log": step.text, "duration": round(step.seconds, 3), "status": "done"},
     }
-
-
-def _arguments(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def in_words(answer: Answer, medium: Medium) -> str:
