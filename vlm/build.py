@@ -15,11 +15,11 @@ from pose_tools.grounding import DIALECTS
 from vlm.answers import TRAJECTORY_TOKEN
 from vlm.checkpoints.reading import refuse
 from vlm.config import HandVLMConfig, check_keys
-from vlm.extend import add_slots, clip_for_processor
+from vlm.extend import add_slots
 from vlm.model import CheckpointError, HandVLM
-from vlm.processor import HandVLMProcessor, pose_token
+from vlm.processor import HandVLMProcessor, pose_token, processor_options
 from vlm.small_tokenizer import number_token_ids, train_tokenizer
-from vlm.vision import fourier_code, probe_grid
+from vlm.vision import MERGED, fourier_code, probe_grid
 
 Part = dict[str, Any] | str
 
@@ -72,7 +72,6 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
     )
     tokenizer.add_tokens([f"<t{number}>" for number in range(settings.time_tokens)])
     add_slots(tokenizer, ["<image>", *map(pose_token, settings.pose_encoders)], settings.trajectory is not None)
-
     language_model = _pretrained(AutoModelForCausalLM, settings.language_model)
     vision_tower = _pretrained(AutoModel, settings.vision_tower)
     text_config = (
@@ -82,8 +81,27 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
     )
     text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
     vision_config = vision_tower.config if vision_tower is not None else _config(settings.vision_tower)
+    model = HandVLM(_model_config(settings, tokenizer, text_config, vision_config))
+    _fill(model, settings, vision_tower, language_model)
+    chosen = settings.vision_feature_layer, settings.vision_feature_select_strategy
+    patches = probe_grid(model.model.vision_tower, settings.image_size, *chosen)
+    model.config.image_seq_length = patches // MERGED[settings.token_reducer]
+    processor = HandVLMProcessor(
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
+        view=settings.view,
+        interpolation=settings.interpolation,
+        image_mean=settings.image_mean,
+        image_std=settings.image_std,
+        template=settings.template,
+        dialect=settings.dialect,
+        **processor_options(model.config),
+    )
+    return model, processor
 
-    config = HandVLMConfig(
+
+def _model_config(settings: BuildSettings, tokenizer: Any, text_config: Any, vision_config: Any) -> HandVLMConfig:
+    return HandVLMConfig(
         text_config=text_config,
         vision_config=vision_config,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
@@ -106,7 +124,10 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    model = HandVLM(config)
+
+
+def _fill(model: HandVLM, settings: BuildSettings, vision_tower: Any, language_model: Any) -> None:
+    """Puts the pretrained weights that there are into a fresh model."""
     if vision_tower is not None:
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())
     if settings.vision_weights:
@@ -115,29 +136,8 @@ def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, 
         load_projector(model, settings.projector_weights)
     if language_model is not None:
         _copy_language_model(model, language_model)
-    elif config.number_token_ids:
+    elif model.config.number_token_ids:
         smooth_number_rows(model, DIALECTS[settings.dialect].steps)
-    patches = probe_grid(
-        model.model.vision_tower, settings.image_size, settings.vision_feature_layer, settings.vision_feature_select_strategy
-    )
-    config.image_seq_length = patches // (4 if settings.token_reducer == "merge-4" else 1)
-    processor = HandVLMProcessor(
-        tokenizer=tokenizer,
-        chat_template=tokenizer.chat_template,
-        image_size=settings.image_size,
-        image_seq_length=config.image_seq_length,
-        view=settings.view,
-        interpolation=settings.interpolation,
-        image_mean=settings.image_mean,
-        image_std=settings.image_std,
-        pose_encoders=settings.pose_encoders,
-        template=settings.template,
-        dialect=settings.dialect,
-        clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
-        trajectory_steps=settings.trajectory["steps"] if settings.trajectory else None,
-        trajectory_space=(settings.trajectory or {}).get("space", "grid"),
-    )
-    return model, processor
 
 
 def load_tower(model: HandVLM, path: str | Path, prefix: str) -> None:

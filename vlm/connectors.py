@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from vlm.config import HandVLMConfig
-from vlm.vision import fourier_code, sine_grid, tower_width
+from vlm.vision import MERGED, fourier_code, sine_grid, tower_width
 
 
 class ImageProjector(nn.Module):
@@ -18,7 +18,7 @@ class ImageProjector(nn.Module):
 
     def __init__(self, config: HandVLMConfig) -> None:
         super().__init__()
-        self.merged = 4 if config.token_reducer == "merge-4" else 1
+        self.merged = MERGED[config.token_reducer]
         source, target = tower_width(config.vision_config) * self.merged, config.text_config.hidden_size
         self.norm = nn.LayerNorm(source) if config.projector_norm else None
         self.linear_1 = nn.Linear(source, target)

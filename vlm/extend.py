@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm.answers import TRAJECTORY_TOKEN
 from vlm.config import HandVLMConfig, check_keys
 from vlm.model import HandVLM
-from vlm.processor import HandVLMProcessor, pose_token
+from vlm.processor import HandVLMProcessor, pose_token, processor_options
 from vlm.small_tokenizer import number_token_ids, train_tokenizer
 from vlm.templates import TEMPLATES
 
@@ -77,11 +77,6 @@ def add_slots(tokenizer: Any, slots: list[str], paths: bool) -> None:
         tokenizer.add_tokens([TRAJECTORY_TOKEN])
 
 
-def clip_for_processor(clip: dict[str, Any] | None, image_seq_length: int, token_reducer: str) -> dict[str, Any] | None:
-    """The config's `clip` with what the processor needs beside it, the patches of a frame."""
-    return None if clip is None else {**clip, "patches": image_seq_length * (4 if token_reducer == "merge-4" else 1)}
-
-
 def _config(
     old: HandVLMConfig, tokenizer: Any, processor: HandVLMProcessor, encoders: dict, clip: Any, trajectory: Any, retrained: bool
 ) -> HandVLMConfig:
@@ -98,19 +93,13 @@ def _config(
 
 
 def _processor(old: HandVLMProcessor, tokenizer: Any, config: HandVLMConfig, template: str) -> HandVLMProcessor:
-    names = (
-        "image_size", "image_seq_length", "view", "interpolation", "image_mean", "image_std", "image_token", "dialect",
-        "max_question_characters",
-    )  # fmt: skip
+    names = ("view", "interpolation", "image_mean", "image_std", "image_token", "dialect", "max_question_characters")
     kept = {name: getattr(old, name) for name in names}
     return HandVLMProcessor(
         tokenizer=tokenizer,
         chat_template=old.chat_template,
         template=template,
-        pose_encoders=config.pose_encoders,
-        clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
-        trajectory_steps=config.trajectory["steps"] if config.trajectory else None,
-        trajectory_space=(config.trajectory or {}).get("space", "grid"),
+        **processor_options(config),
         **kept,
     )
 

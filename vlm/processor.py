@@ -13,11 +13,12 @@ from transformers import BatchFeature, ProcessorMixin
 from data.sample import SampleError, validate_messages
 from pose_tools.views import View
 from vlm.answers import TRAJECTORY_TOKEN, whole_frame
+from vlm.config import HandVLMConfig
 from vlm.decoding import decode_text
 from vlm.packing import Row, collate, pack
 from vlm.pixels import VIEW_RULES, MediumRows, Pixels, read_media
 from vlm.templates import READ_ANSWER, Piece, encode, render
-from vlm.vision import clip_length
+from vlm.vision import MERGED, clip_length
 
 Messages = list[dict[str, Any]]
 PathArrays = tuple[np.ndarray, np.ndarray]
@@ -289,6 +290,20 @@ class HandVLMProcessor(ProcessorMixin):
         if poses:
             media["pose_tokens"] = {name: torch.from_numpy(np.stack(features)) for name, features in poses.items()}
         return media
+
+
+def processor_options(config: HandVLMConfig) -> dict[str, Any]:
+    """The arguments of HandVLMProcessor that its model's config fixes."""
+    trajectory = config.trajectory or {}
+    patches = config.image_seq_length * MERGED[config.token_reducer]
+    return {
+        "image_size": config.image_size,
+        "image_seq_length": config.image_seq_length,
+        "pose_encoders": config.pose_encoders,
+        "clip": None if config.clip is None else {**config.clip, "patches": patches},
+        "trajectory_steps": trajectory.get("steps"),
+        "trajectory_space": trajectory.get("space", "grid"),
+    }
 
 
 def pose_token(encoder: str) -> str:

@@ -17,6 +17,8 @@ AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
 
 FREQUENCIES = 16
 """Of the Fourier code; trained projectors and heads depend on it."""
+MERGED = {"all": 1, "merge-4": 4}
+"""Patches that become one token, by token reducer."""
 
 
 def patch_features(tower: nn.Module, pixel_values: Tensor, layer: int, select: str) -> Tensor:
@@ -141,7 +143,7 @@ def clip_length(frames: int, patches: int, clip: Mapping[str, Any]) -> int:
 
 def reduce_tokens(features: Tensor, reducer: str) -> Tensor:
     """Applies the reducer named in the config to (B, P, C)."""
-    return merge_patches(features, 4) if reducer == "merge-4" else features
+    return merge_patches(features, MERGED[reducer])
 
 
 def tower_width(vision_config: PreTrainedConfig) -> int:

@@ -25,9 +25,8 @@ from vlm.checkpoints.handsonvlm_keys import TOWER, UNUSED, expected_keys, hand_v
 from vlm.checkpoints.reading import model_tensors, not_finite, refuse, refused, shown
 from vlm.checkpoints.vlm4hoi import load_tokenizer, no_init
 from vlm.config import HandVLMConfig
-from vlm.extend import clip_for_processor
 from vlm.model import CheckpointError, HandVLM
-from vlm.processor import HandVLMProcessor
+from vlm.processor import HandVLMProcessor, processor_options
 from vlm.trajectory_terms import published
 
 __all__ = [
@@ -129,10 +128,8 @@ def make_processor(tokenizer: Any, config: HandVLMConfig, template: str = "vicun
     if image_token_id != config.image_token_id:
         raise CheckpointError(f"{IMAGE_TOKEN} is {image_token_id} in the tokenizer, {config.image_token_id} in the model; convert again")
     return HandVLMProcessor(
-        tokenizer=prepared, image_size=config.image_size, image_seq_length=config.image_seq_length, view=view, interpolation="bicubic",
-        image_token=IMAGE_TOKEN, template=template, clip=clip_for_processor(config.clip, config.image_seq_length, config.token_reducer),
-        trajectory_steps=STEPS, trajectory_space="frame",
-    )  # fmt: skip
+        tokenizer=prepared, view=view, interpolation="bicubic", image_token=IMAGE_TOKEN, template=template, **processor_options(config)
+    )
 
 
 def load_tower(source: str | Path) -> nn.Module:

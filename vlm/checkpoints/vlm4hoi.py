@@ -27,7 +27,7 @@ from vlm.checkpoints import eva
 from vlm.checkpoints.reading import model_tensors, not_finite, read_checkpoint, refuse, refused, shown
 from vlm.config import HandVLMConfig
 from vlm.model import CheckpointError, HandVLM
-from vlm.processor import HandVLMProcessor
+from vlm.processor import HandVLMProcessor, processor_options
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +166,8 @@ def make_processor(tokenizer: Any, config: HandVLMConfig, template: str = "vlm4h
         tokenizer.pad_token = PAD_TOKEN if pad not in (None, tokenizer.unk_token_id) else tokenizer.eos_token
     tokenizer.add_special_tokens({"pad_token": tokenizer.pad_token})  # as it will be after saving and loading
     return HandVLMProcessor(
-        tokenizer=tokenizer, image_size=config.image_size, image_seq_length=config.image_seq_length, view="squash",
-        interpolation="bicubic", image_token=IMAGE_TOKEN, template=template, dialect="minigpt",
+        tokenizer=tokenizer, view="squash", interpolation="bicubic", image_token=IMAGE_TOKEN, template=template, dialect="minigpt",
+        **processor_options(config),
     )  # fmt: skip
 
 
