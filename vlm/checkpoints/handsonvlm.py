@@ -19,11 +19,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig
+from transformers.initialization import no_init_weights
 
 from vlm.answers import TRAJECTORY_TOKEN
 from vlm.checkpoints.handsonvlm_keys import TOWER, UNUSED, expected_keys, hand_vlm_tensors, sizes_of, vision_of
+from vlm.checkpoints.llama_tokenizer import load_tokenizer
 from vlm.checkpoints.reading import model_tensors, not_finite, refuse, refused, shown
-from vlm.checkpoints.vlm4hoi import load_tokenizer, no_init
 from vlm.config import HandVLMConfig
 from vlm.model import CheckpointError, HandVLM
 from vlm.processor import HandVLMProcessor, processor_options
@@ -64,8 +65,8 @@ def convert(
 
     Args:
         state_dict: all its tensors, names as published, the CLIP tower among them (else add `tower_tensors`).
-        config: its config.json: path, folder, mapping or PreTrainedConfig; or "7b", "13b".
-        vision_config: the tower's, by default CLIP ViT-L/14 at 224 pixels.
+        config: its config.json: path, folder, mapping or object; or "7b", "13b".
+        vision_config: the tower's, likewise, by default CLIP ViT-L/14 at 224 pixels.
         tokenizer: its tokenizer (object, folder or sentencepiece file), whose ids are checked against the config; None trusts the config.
         compat: "handsonvlm" trains and samples as published, "handsonvlm_fp32" without rounding states to bfloat16 in the loss, None as
             new models do, with the same weights.
@@ -77,7 +78,7 @@ def convert(
     whole = model_config(config, vision_config, compat)
     if tokenizer is not None:
         whole.image_token_id = _prepared(tokenizer, sizes)[1]
-    with no_init():
+    with no_init_weights():  # every tensor is replaced below
         model = HandVLM(whole).eval()
     dtype = tensors["lm_head.weight"].dtype
     model.load_state_dict({name: value.to(dtype).clone() for name, value in tensors.items()}, assign=True)

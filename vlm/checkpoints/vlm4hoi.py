@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,9 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from vlm.checkpoints import eva
+from vlm.checkpoints.llama_tokenizer import load_tokenizer
 from vlm.checkpoints.reading import model_tensors, not_finite, read_checkpoint, refuse, refused, shown
 from vlm.config import HandVLMConfig
 from vlm.model import CheckpointError, HandVLM
@@ -107,7 +107,7 @@ def convert(state_dict: Mapping[str, Any], llm: Any, vision: Any, config: Any = 
     language |= given.language
 
     model_config = _model_config(skeleton.config, vision_config, options)
-    with no_init():
+    with no_init_weights():  # every tensor is replaced below
         model = HandVLM(model_config).eval()
     state = {f"model.vision_tower.{name}": value for name, value in _with_output_norm(tower, given.norm).items()}
     state |= {f"model.multi_modal_projector.linear_1.{name}": value for name, value in given.projector.items()}
@@ -171,30 +171,6 @@ def make_processor(tokenizer: Any, config: HandVLMConfig, template: str = "vlm4h
     )  # fmt: skip
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """Llama's tokenizer with its legacy rule (each string begins a word), from a folder, a name or a sentencepiece file.
-
-    Raises CheckpointError where there is none, or a broken one.
-    """
-    with refused(
-        f"{source}: no tokenizer could be read from there",
-        "Give the tokenizer.model (with added_tokens.json, if there is one) that came with the model, whole, or name it with --tokenizer.",
-    ):
-        return _tokenizer_of(Path(source))
-
-
-def _tokenizer_of(source: Path) -> Any:
-    from transformers import LlamaTokenizer
-
-    if source.is_file():  # transformers reads a folder with the file under its usual name
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(source, Path(folder) / "tokenizer.model")
-            return LlamaTokenizer.from_pretrained(folder, legacy=True)
-    if (source / "tokenizer.model").is_file():  # without a tokenizer_config.json beside it, AutoTokenizer guesses, and wrongly
-        return LlamaTokenizer.from_pretrained(str(source), legacy=True)
-    return AutoTokenizer.from_pretrained(str(source), legacy=True)
-
-
 @dataclass
 class _Given:
     """A checkpoint's tensors by what they belong to; names inside `language` and `lora` are those of the causal LM."""
@@ -225,13 +201,6 @@ class _Given:
                 else:
                     groups[prefix][key.removeprefix(prefix)] = value
         return found
-
-
-def no_init() -> Any:
-    """Modules made inside get no random numbers: every one of their tensors is replaced."""
-    from transformers.initialization import no_init_weights
-
-    return no_init_weights()
 
 
 def _config_of(source: Any) -> PreTrainedConfig | None:
