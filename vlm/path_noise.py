@@ -1,5 +1,5 @@
-"""The noise of a path's training, a function of the row it belongs to: then a step is the same however many processes take it, and
-whether or not the run was taken up again."""
+"""Noise for training on paths. It is drawn from the seed of the row that it belongs to, so that a step is the same with any number of
+processes and in a resumed run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ SEED = "noise_seed"
 
 @dataclass(frozen=True)
 class PathNoise:
-    """`shape` of the noise that the head's loss needs for one path, None for none; `token`, `steps`: id and number of the tokens of a
-    path; `empty`: a row without a path has a block, too, as HandsOnVLM's loss counts it; `feedback`: deviation, in units of the grid, of
-    what is added to the points that the language model is given back."""
+    """What is drawn for the paths of one model.
+
+    shape: of the noise that the head's loss needs for one path; None where it needs none.
+    token, steps: id of the path token, and how many of them make a path.
+    empty: a row without a path gets a block of noise too, because HandsOnVLM's loss counts it as an empty path.
+    feedback: standard deviation, in units of the grid, of what is added to the points that are given back to the language model.
+    """
 
     shape: tuple[int, ...] | None
     token: int
@@ -43,7 +47,8 @@ class PathNoise:
         return cls(shape, model.config.trajectory_token_id, settings["steps"], bool(settings.get("compat")), feedback)
 
     def draw(self, seeds: Sequence[Sequence[int]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What is drawn for the rows of a batch: `noise` (blocks, *shape) and `fed_back` (M, 2, T, 2), float32; nothing without a path."""
+        """For a batch of rows with these `seeds`: `noise` (blocks, *shape) for the head's loss and `fed_back` (M, 2, T, 2), the points of
+        its M paths with noise on them, both float32; nothing where no row has a path."""
         paths = ((batch["input_ids"] == self.token).sum(1) // self.steps).tolist()
         if not any(paths):
             return {}
@@ -58,6 +63,6 @@ class PathNoise:
 
 
 def _normal(seeds: Sequence[Sequence[int]], counts: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """`counts` blocks of each row, from its own seed."""
+    """Standard normal blocks (sum of counts, *shape): `counts` of each row, drawn from its own seed."""
     drawn = [np.random.default_rng(seed).standard_normal((n, *shape), np.float32) for seed, n in zip(seeds, counts, strict=True)]
     return torch.from_numpy(np.concatenate(drawn))

@@ -10,7 +10,7 @@ from vlm.vision import fourier_code
 
 CODES = ("fourier", "handsonvlm")
 MISSING = ((0.25, 1.5), (0.75, 1.5))
-"""Where HandsOnVLM's labels put a hand that is not there, left, right, in fractions of the frame."""
+"""Where HandsOnVLM's labels put a hand that is not there, left, right, in fractions of the frame (`data.epic_kitchens.MISSING`)."""
 
 
 class TrajectoryCode(nn.Module):

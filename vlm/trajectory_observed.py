@@ -1,4 +1,5 @@
-"""Where the hands were, beside a state that says where they go: a head then adds to the place in which a hand was last seen."""
+"""Where the hands were, given to a path head beside the model's state. The head then predicts where a hand goes relative to the place in
+which it was last seen."""
 
 from __future__ import annotations
 

@@ -21,17 +21,22 @@ def published(compat: bool | str | None) -> str | None:
 
 
 def count_of(valid: Tensor, count: Tensor | int | None) -> Tensor | int:
+    """What a loss is divided by: `count` where it is given, else the number of valid hand-steps here."""
     return valid.sum() if count is None else count
 
 
 def check_states(states: Tensor, width: int, compat: bool | str | None) -> None:
+    """Raises ValueError for states that are not (B, 2, T, width), and for an unknown `compat`."""
     published(compat)
     if states.dim() != 4 or states.shape[1] != 2 or states.shape[-1] != width:
         raise ValueError(f"expected states (B, 2, T, {width}), hands left, right, got {tuple(states.shape)}")
 
 
 def checked(states: Tensor, width: int, target: Tensor, valid: Tensor, compat: bool | str | None) -> tuple[Tensor, Tensor]:
-    """`target` in float32, zero where it does not count, and `valid` (B, 2, T) bool."""
+    """`target` (B, 2, T, 2) in float32, zero where it does not count, and `valid` (B, 2, T) bool, on the device of `states`.
+
+    Raises ValueError for shapes that do not belong together, and for a valid step whose target is not finite.
+    """
     check_states(states, width, compat)
     if target.shape != (*states.shape[:-1], 2):
         raise ValueError(f"expected a target {(*states.shape[:-1], 2)} for states {tuple(states.shape)}, got {tuple(target.shape)}")
@@ -50,6 +55,9 @@ def checked(states: Tensor, width: int, target: Tensor, valid: Tensor, compat: b
 
 
 def mean_of_valid(values: Tensor, valid: Tensor, count: Tensor | int | None) -> Tensor:
-    """Zero, but with a gradient, where nothing is valid: data-parallel engines wait for every parameter."""
+    """Sum of `values` (…) where `valid` (as large, bool or weights) divided by `count_of`, at least 1.
+
+    Where nothing is valid it is zero, but with a gradient: data-parallel engines wait for every parameter.
+    """
     divisor = torch.as_tensor(count_of(valid, count), device=values.device)
     return (values * valid).sum() / cast(Tensor, divisor).clamp(min=1)
