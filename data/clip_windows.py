@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data.epic_kitchens import EpicError
+from data.epic_kitchens import EpicError, check_cells
 from data.hand_extraction import Source
 from pose_tools.video import VideoError, probe
 
@@ -101,18 +101,20 @@ def read_moments(path: str | Path) -> list[Moment]:
             columns = {name: _column(reader.fieldnames or (), names) for name, names in _COLUMNS.items()}
             lacking = [name for name in ("video", "start") if columns[name] is None]
             if lacking:
-                raise EpicError(f"{path}: no column {' and no '.join(lacking)}; the first line must name the columns, such as "
-                                "video,start,narration")  # fmt: skip
+                there = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
+                raise EpicError(f"{path}: no column {' and no '.join(lacking)} in its first line, which names {there}; it must name the "
+                                "columns, with commas between them, such as video,start,narration")  # fmt: skip
             return [_moment(row, columns, f"{path}, row {number + 1}") for number, row in enumerate(reader)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EpicError(f"{path}: no csv file of actions ({error})") from None
+        raise EpicError(f"{path}: no csv file of actions ({error}); correct the path, or save it as UTF-8") from None
 
 
 def _column(there: Sequence[str], names: Sequence[str]) -> str | None:
     return next((column for name in names for column in there if column.strip().lower() == name), None)
 
 
-def _moment(row: Mapping[str, Any], columns: Mapping[str, str | None], where: str) -> Moment:
+def _moment(row: Mapping[Any, Any], columns: Mapping[str, str | None], where: str) -> Moment:
+    check_cells(row, where)
     values = {name: (row.get(column) or "").strip() if column else "" for name, column in columns.items()}
     start = _seconds(values["start"], f"{where}, {columns['start']}")
     stop = _seconds(values["stop"], f"{where}, {columns['stop']}") if values["stop"] else start + HORIZON

@@ -10,6 +10,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from tqdm import tqdm
 
 from data.epic_conversations import WORDINGS, action_question, narration_turns, question_turns, read_paraphrases
 from data.epic_kitchens import (
+    FRAME_SIZE,
+    LATEST,
     Action,
     EpicError,
     clip_frames,
     frame_path,
     observed_frames,
     read_actions,
-    read_label,
     read_questions,
     trajectory_label,
 )
@@ -121,16 +123,24 @@ class EpicClips:
         self.paraphrases = {} if paraphrases is None else read_paraphrases(paraphrases)
         self.say_goal = say_goal
         self.count, self.rate, self.gap, self.fps = count, rate, gap, fps
+        if not (steps > 0 and 0 < step_rate < float("inf") and 0 <= paraphrase_rate <= 1):
+            raise EpicError(
+                f"{steps} steps at {step_rate} Hz, paraphrase_rate {paraphrase_rate}: expected positive numbers, and a chance from 0 to 1"
+            )
+        observed_frames(LATEST - 1, fps, count=count, rate=rate, gap=gap)  # refuses numbers that mean nothing, before all actions do
         self.times = (np.arange(count) - count + 1) / rate
         self.future_times = np.arange(1, steps + 1) / step_rate
         self.label_steps = [0, *np.round(self.future_times * LABEL_RATE).astype(int).tolist()]
         if self.label_steps[-1] > LABEL_RATE:
             raise EpicError(f"{steps} points at {step_rate} Hz reach beyond the second that labels cover; ask for fewer points")
         self.labels = Path(labels) if labels is not None else self.root / "labels"
-        actions = read_actions(annotations if annotations is not None else self._annotations(), first_uid)
+        table = Path(annotations) if annotations is not None else self._annotations()
+        actions = read_actions(table, first_uid)
         self.skipped: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
         self.clips = self._clips(actions, self._journal(), limit)
-        self._report(len(actions), tolerance)
+        self._report(actions, tolerance)
+        self._warn_of_published_numbers(table, first_uid)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -162,32 +172,32 @@ class EpicClips:
         for members in tqdm(starts.values(), desc=f"{self.root.name} clips", unit="clip", disable=None if len(starts) > 2000 else True):
             if limit is not None and len(clips) >= limit:
                 break
-            if self.wording == "reasoning" and not self._is_asked(members[0]):
+            if self.wording == "reasoning" and self._asked_of(members[0]) not in self.questions:
                 continue
             clip = self._clip(members, known)
             if clip is not None:
                 clips.append(clip)
         return clips
 
-    def _is_asked(self, action: Action) -> bool:
+    def _asked_of(self, action: Action) -> str | None:
+        """The frame that questions about an action are filed under."""
         try:
             last = observed_frames(action.start_frame, self.fps, count=self.count, rate=self.rate, gap=self.gap)[-1]
         except EpicError:
-            return False
-        return frame_path(action.participant_id, action.video_id, last) in self.questions
+            return None
+        return frame_path(action.participant_id, action.video_id, last)
 
     def _clip(self, members: Sequence[Action], known: dict[int, Any]) -> Clip | None:
         first = members[0]
         try:
             observed_frames(first.start_frame, self.fps, count=self.count, rate=self.rate, gap=self.gap)
-        except EpicError:
-            self.skipped["begin before anything is observed"] += len(members)
+        except EpicError as error:
+            self._skip("begin before anything is observed", f"action {first.uid}: {error}", len(members))
             return None
         try:
             frames = clip_frames(first, self.root, self.fps, count=self.count, rate=self.rate, gap=self.gap)
         except EpicError as error:
-            logger.debug("%s", error)
-            self.skipped["have missing frames"] += len(members)
+            self._skip("have missing frames", str(error), len(members))
             return None
         actions = [found for action in members if (found := self._action(action, known)) is not None]
         if not actions:
@@ -199,32 +209,55 @@ class EpicClips:
 
     def _action(self, action: Action, known: dict[int, Any]) -> ClipAction | None:
         try:
-            label = trajectory_label(read_label(self.labels / f"label_{action.uid}.pkl"), (1, 1), self.label_steps)
+            label = trajectory_label(self.labels / f"label_{action.uid}.pkl", (1, 1), self.label_steps)
         except UnsafePickleError:
             raise
         except EpicError as error:
-            logger.debug("action %d: %s", action.uid, error)
-            self.skipped["have no label, or a broken one"] += 1
+            self._skip("have no label, or a broken one", str(error))
             return None
         points, known_points = label["future_hands"].astype(np.float64), label["step_known"]
         future, known_points, now, now_valid = points[:, 1:], known_points[:, 1:], points[:, 0], known_points[:, 0]
         if not known_points.any() and self.wording is None:  # the published conversations are held, and counted, without hands, too
-            self.skipped["have a label without hands"] += 1
+            self._skip("have a label without hands", f"{self.labels / f'label_{action.uid}.pkl'}: no point that is asked for")
             return None
         return ClipAction(action, future, known_points, now, now_valid, known[action.uid][1] if action.uid in known else {})
 
-    def _report(self, actions: int, tolerance: float) -> None:
+    def _skip(self, reason: str, problem: str, count: int = 1) -> None:
+        logger.debug("%s", problem)
+        self.skipped[reason] += count
+        self._examples.setdefault(reason, problem)
+
+    def _report(self, actions: Sequence[Action], tolerance: float) -> None:
         lost = sum(self.skipped.values())
         if lost:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
-            logger.warning("%s: %d of %d actions are left out: %s", self.root, lost, actions, reasons)
-            if lost > tolerance * actions:
+            reasons = "; ".join(f"{count} {reason}, such as {self._examples[reason]}" for reason, count in self.skipped.most_common())
+            logger.warning("%s: %d of %d actions are left out: %s", self.root, lost, len(actions), reasons)
+            if lost > tolerance * len(actions):
                 raise EpicError(
-                    f"{self.root}: {lost} of {actions} actions cannot be used ({reasons}), more than {tolerance:.0%}. Complete the folder, "
-                    "or raise `tolerance`"
+                    f"{self.root}: {lost} of {len(actions)} actions cannot be used ({reasons}), more than {tolerance:.0%}. Complete the "
+                    "folder, or raise `tolerance`"
                 )
+        strangers = set(self.questions) - {key for action in actions if (key := self._asked_of(action)) is not None}
+        if strangers:
+            logger.warning("%s: %d of %d frames with questions are the last observed one of no action here, such as %s; their annotations, "
+                           "`fps` and `gap` must be those of the questions", self.root, len(strangers), len(self.questions),
+                           min(strangers))  # fmt: skip
         if not self.clips:
-            raise EpicError(f"{self.root}: no clip can be used")
+            why = f"{lost} are left out" if lost else "none is asked about" if self.wording == "reasoning" else "none is asked for"
+            raise EpicError(f"{self.root}: no clip can be used: of {len(actions)} actions {why}")
+
+    def _warn_of_published_numbers(self, table: Path, first_uid: int) -> None:
+        """What the published labels take for granted, and what nothing in a folder shows."""
+        before = table.with_name(ANNOTATION_FILES[0])
+        if table.name == ANNOTATION_FILES[1] and first_uid == 0 and before.is_file():
+            logger.warning("%s: its labels are counted from label_0.pkl on; the published ones go on from those of %s: first_uid=%d",
+                           table, before.name, len(read_actions(before)))  # fmt: skip
+        if any((self.root / own).is_file() for own in ("clips.jsonl", "prepared.json")):
+            return
+        with suppress(EpicError):  # told when the clip is read
+            if (size := _size(self.clips[0].frames[-1])) != FRAME_SIZE:
+                logger.warning("%s: its frames are %d x %d; labels count in pixels of them, and the published labels are of 456 x 256. "
+                               "Resize the frames if these are published labels", self.root, *size)  # fmt: skip
 
     def samples(self, index: int, *, split: str, seed: int) -> list[Sample]:
         """All that is asked about clip `index`: a function of the arguments."""

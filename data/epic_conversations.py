@@ -7,7 +7,6 @@ action      the task VHP: the action question, answered with the path alone
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import numpy as np
 
 from data import handsonvlm_strings as strings
 from data.epic_kitchens import Action, EpicError
+from data.json_file import read_json
 from data.sample import assistant, user
 
 Wording = Literal["narration", "reasoning", "action"]
@@ -72,7 +72,7 @@ def read_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
     Raises EpicError for a file of another kind, or a name that leads nowhere.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise EpicError(f"{path}: no json file of paraphrases ({error})") from None
     if not isinstance(content, dict):

@@ -11,8 +11,8 @@ Ten frames in 2.5 s are observed, up to 1 s before the action; the path is its n
 from __future__ import annotations
 
 import csv
-import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from data.json_file import read_json
 from data.sample import SampleError
 from pose_tools.body_models.read import UnsafePickleError, read_plain_pickle
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 FRAME_SIZE = (456, 256)
 LABEL_STEPS = (0, 5, 10, 15, 20)  # of 21 points at 20 Hz: the last observed moment, then 4 Hz
 MISSING = {"LEFT": (0.25, 1.5), "RIGHT": (0.75, 1.5)}  # where a hand without a label is put: below the picture
+LATEST = 2**31  # no video has so many frames
 _QUOTED = re.compile(r'"([^"]*)"')
 _COLUMNS = ("participant_id", "video_id", "start_frame", "stop_frame", "narration", "verb", "noun")
 
@@ -57,8 +59,12 @@ def observed_frames(start_frame: int, fps: float = 60.0, *, count: int = 10, rat
     `count` frames at `rate` Hz, the last `gap` seconds before the action; moments before the video are its first frame. Moments are
     rounded to float32 and multiplied there, as in the published loader: late in a video a number is then one lower than exact
     arithmetic gives, and the published question files are keyed by these numbers. `fps` was 60 for every video there. Raises
-    EpicError for an action that starts within the gap: nothing of it is observed.
+    EpicError for an action that starts within the gap (nothing of it is observed), and for numbers that mean nothing.
     """
+    if not (all(0 < number < math.inf for number in (fps, rate)) and count > 0 and 0 <= gap < math.inf):
+        raise EpicError(f"{count} frames at {rate} Hz of {fps} fps, {gap} s before the action: expected positive numbers, a gap from 0 on")
+    if not start_frame < LATEST:
+        raise EpicError(f"an action at frame {start_frame}: expected a frame's number, from 1 on and below {LATEST}")
     last = (start_frame - 1) / fps - gap
     if start_frame < 1 or last < 0:
         raise EpicError(f"an action at frame {start_frame} of {fps} fps starts before {gap} s of video: there is nothing to observe")
@@ -70,14 +76,14 @@ def frame_path(participant_id: str, video_id: str, frame: int) -> str:
     """Where a frame lies under the frames' root; also the key of the question files. Raises EpicError for ids that are no plain names."""
     for name in (participant_id, video_id):
         if not re.fullmatch(r"\w+", name):
-            raise EpicError(f"{name!r} is no name of a participant or video")
+            raise EpicError(f"{name!r} is no name of a participant or video; expected letters, digits and underscores, such as P01_102")
     return f"{participant_id}/rgb_frames/{video_id}/frame_{frame:010d}.jpg"
 
 
 def read_actions(path: str | Path, first_uid: int = 0) -> list[Action]:
     """The actions of an annotation file, in order. `first_uid`: rows of the files before it (validation goes on from train).
 
-    Raises EpicError for a missing file, lacking columns or a broken row.
+    Raises EpicError for a missing file, lacking columns or a broken row: rows are counted from 1 behind the names of the columns.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,20 +93,34 @@ def read_actions(path: str | Path, first_uid: int = 0) -> list[Action]:
             reader = csv.DictReader(file)
             lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if lacking:
-                raise EpicError(f"{path}: no columns {', '.join(lacking)}; expected an EPIC-KITCHENS-100 annotation file")
+                there = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
+                raise EpicError(f"{path}: no columns {', '.join(lacking)} in its first line, which names {there}; expected an "
+                                "EPIC-KITCHENS-100 annotation file, with commas between the cells")  # fmt: skip
             return [_action(row, first_uid + number, f"{path}, row {number + 1}") for number, row in enumerate(reader)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EpicError(f"{path}: no csv file of annotations ({error}); fetch it again") from None
+        raise EpicError(f"{path}: no csv file of annotations ({error}); fetch it again, or save it as UTF-8") from None
 
 
-def _action(row: Mapping[str, Any], uid: int, where: str) -> Action:
+def check_cells(row: Mapping[Any, Any], where: str) -> None:
+    """EpicError for a row of csv.DictReader with text behind its last column: a comma without quotes moves all that follows it."""
+    beyond = [cell for cell in row.get(None, ()) if cell.strip()]
+    if beyond:
+        raise EpicError(f"{where}: {beyond[0]!r} is in no column; a text with a comma in it needs double quotes around it")
+
+
+def _action(row: Mapping[Any, Any], uid: int, where: str) -> Action:
+    check_cells(row, where)
     try:
         start, stop = int(row["start_frame"]), int(row["stop_frame"])
     except (TypeError, ValueError):
         raise EpicError(f"{where}: start_frame {row['start_frame']!r} and stop_frame {row['stop_frame']!r} must be whole numbers") from None
     texts = {name: row[name] for name in _COLUMNS if not name.endswith("_frame")}
     if any(not isinstance(value, str) for value in texts.values()):
-        raise EpicError(f"{where}: cut off")
+        raise EpicError(f"{where}: cut off, it has no {', '.join(name for name, value in texts.items() if value is None)}")
+    try:
+        frame_path(texts["participant_id"], texts["video_id"], start)
+    except EpicError as error:
+        raise EpicError(f"{where}: {error}") from None
     return Action(uid=uid, start_frame=start, stop_frame=stop, **texts)
 
 
@@ -134,9 +154,11 @@ def trajectory_label(
     where = "trajectory label"
     if isinstance(label, (str, Path)):
         where, label = str(label), read_label(label)
-    paths = label.get("hand_trajs")
+    paths = label.get("hand_trajs") if isinstance(label, Mapping) else None
     if not isinstance(paths, Mapping):
         raise EpicError(f"{where}: hand_trajs is {type(paths).__name__}, expected a dict of RIGHT and LEFT")
+    if not set(paths) <= set(MISSING):
+        raise EpicError(f"{where}: hand_trajs has {', '.join(map(repr, paths))}, expected RIGHT, LEFT, both or none")
     hands = np.empty((2, len(steps), 2), np.float32)
     known = np.zeros((2, len(steps)), bool)
     for hand, side in enumerate(("LEFT", "RIGHT")):
@@ -166,19 +188,27 @@ def read_label(path: str | Path) -> dict[str, Any]:
 
 def _path(entry: Any, where: str) -> np.ndarray:
     points = entry.get("traj") if isinstance(entry, Mapping) else None
-    points = np.asarray(np.nan if points is None else points)
+    points = _as_array(np.nan if points is None else points, where)
     if points.shape != (21, 2) or points.dtype.kind not in "fiu":
         raise EpicError(f"{where}: expected traj (21, 2) of numbers, got {points.shape} of {points.dtype}")
     points = points.astype(np.float64)
-    if not np.isfinite(points).all():
-        broken = int((~np.isfinite(points)).any(-1).sum())
+    finite = np.abs(points) < np.finfo(np.float32).max
+    if not finite.all():
+        broken = int((~finite).any(-1).sum())
         raise EpicError(f"{where}: {broken} of 21 points are not finite; make the label again or leave it out")
     return points
 
 
+def _as_array(value: Any, where: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:  # lists of several lengths
+        raise EpicError(f"{where}: lists of several lengths, expected one value for each of 21 points") from None
+
+
 def _labelled(entry: Mapping[str, Any], where: str) -> np.ndarray:
     """(21,) bool: which points of a path are labels; all where nothing is said."""
-    flags = np.asarray(entry.get("valid", np.ones(21, bool)))
+    flags = _as_array(entry.get("valid", np.ones(21, bool)), where)
     if flags.shape != (21,) or flags.dtype != bool:
         raise EpicError(f"{where}: expected valid (21,) of bool, got {flags.shape} of {flags.dtype}")
     return flags
@@ -190,13 +220,16 @@ def read_questions(path: str | Path) -> dict[str, list[str]]:
     Frames without any are left out and counted in the log. Raises EpicError for a file of another kind.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise EpicError(f"{path}: no such file; the question files came with HandsOnVLM's release") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise EpicError(f"{path}: not whole json ({error})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise EpicError(f"{path}: expected a json object of frame path → string of questions")
+    if not isinstance(content, dict):
+        raise EpicError(f"{path}: holds a {type(content).__name__}, expected a json object of frame path → string of questions")
+    wrong = [key for key, value in content.items() if not isinstance(value, str)]
+    if wrong:
+        raise EpicError(f"{path}: {wrong[0]!r} has {content[wrong[0]]!r}, expected one string of questions between double quotes")
     strangers = [key for key in content if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts]
     if strangers:
         raise EpicError(f"{path}: {strangers[0]!r} leaves the frames' folder")

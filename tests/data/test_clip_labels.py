@@ -251,6 +251,7 @@ def test_a_name_of_several_videos_is_refused_and_the_whole_name_is_meant_first(v
         ("video,start\n,1\n", "row 1: names no video"), ("video,start,stop\na,2,1\n", "before its start"),
         ("video,start,participant\na,2,../x\n", "letters, digits"), ("video,start\nother,2\n", "first 'other'; there are kitchen"),
         ("video,start\na,-1\n", "no moment"), ("video,start\na,1:2:3:4\n", "no moment"),
+        ("video,start,narration\na,2,cut, slowly\n", "row 1: ' slowly' is in no column"),
         ("video,start\n.,1\n", "first '.'"), ("video,start\n/,1\n", "first '/'"),
     ],
 )  # fmt: skip

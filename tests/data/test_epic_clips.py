@@ -131,7 +131,7 @@ def test_missing_frames_are_counted_and_too_many_are_an_error(folder: Path, capl
     with caplog.at_level(logging.WARNING):
         reader = EpicClips(folder, tolerance=0.5)
     assert len(reader) == COUNT - 1 and "1 have missing frames" in caplog.text
-    with pytest.raises(EpicError, match="have missing frames.*Complete the folder"):
+    with pytest.raises(EpicError, match=r"have missing frames, such as action \d+: 1 of 10 .*jpg.*Complete the folder"):
         EpicClips(folder)
     with pytest.raises(DatasetError, match="missing frames"):
         open_groups("clip_trajectory", folder)
@@ -228,3 +228,33 @@ def test_words_change_with_the_seed_only(written: Path):
         return [s.messages[0]["content"][1]["text"] for i in range(COUNT) for s in reader.samples(i, split="train", seed=seed)]
 
     assert asked(0) == asked(0) != asked(1)
+
+
+def test_what_the_published_numbers_take_for_granted_is_said(folder: Path, caplog):
+    """Labels in pixels of 456 x 256, and uids of validation that go on from training's."""
+    train, validation = folder / "EPIC_100_train.csv", folder / "EPIC_100_validation.csv"
+    EpicClips(folder)
+    assert "456" not in caplog.text, "a synthetic folder counts in pixels of its own frames"
+    (folder / "clips.jsonl").unlink()
+    EpicClips(folder)
+    assert f"its frames are {SIZE} x {SIZE}" in caplog.text and "first_uid" not in caplog.text
+    shutil.copy(train, validation)
+    EpicClips(folder, annotations=validation)
+    assert f"first_uid={len(read_actions(train))}" in caplog.text
+
+
+def test_questions_about_frames_of_no_action_are_counted(folder: Path, caplog):
+    asked = read_clip_records(folder)[0]["frames"][-1]
+    file = folder / "q.json"
+    file.write_text(json.dumps({asked: '"Where?"', "P09/rgb_frames/P09_01/frame_0000000001.jpg": '"Where?"'}))
+    assert len(EpicClips(folder, wording="reasoning", questions=file)) == 1
+    assert "1 of 2 frames with questions are the last observed one of no action here, such as P09/" in caplog.text
+    file.write_text(json.dumps({asked.replace("/", "\\"): '"Where?"'}))
+    with pytest.raises(EpicError, match="no clip can be used: of .* none is asked about"):
+        EpicClips(folder, wording="reasoning", questions=file)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"step_rate": 0}, {"paraphrase_rate": 3}, {"fps": 0}, {"count": 0}])
+def test_options_that_mean_nothing_are_refused(written: Path, options):
+    with pytest.raises(EpicError, match="expected positive numbers"):
+        EpicClips(written, **options)

@@ -177,3 +177,58 @@ def test_bytes_of_a_label_are_those_of_its_arrays(data: bytes, said: str, tmp_pa
     (tmp_path / "label.pkl").write_bytes(data)
     with pytest.raises(EpicError, match=said):
         read_label(tmp_path / "label.pkl")
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"fps": 0}, {"fps": float("nan")}, {"fps": -60}, {"count": 0}, {"rate": 0}, {"gap": -1}, {"gap": float("inf")}]
+)
+def test_numbers_that_mean_nothing_are_refused(numbers):
+    with pytest.raises(EpicError, match="expected positive numbers"):
+        observed_frames(300, **numbers)
+    with pytest.raises(EpicError, match="expected a frame's number"):
+        observed_frames(10**20)
+
+
+@pytest.mark.parametrize(
+    "paths, said",
+    [
+        ({"LEFT": {"traj": [[1, 2]] * 20 + [[1]]}}, "LEFT: lists of several lengths"),
+        ({"LEFT": {"traj": np.full((21, 2), 1e300)}}, "21 of 21 points are not finite"),
+        ({"left": {"traj": path_from(1)}}, "has 'left', expected RIGHT, LEFT"),
+    ],
+)
+def test_labels_of_other_makers(paths, said: str, tmp_path: Path):
+    (tmp_path / "label_3.pkl").write_bytes(pickle.dumps({"hand_trajs": paths}))
+    with pytest.raises(EpicError, match=f"label_3.pkl.*{said}"):
+        trajectory_label(tmp_path / "label_3.pkl")
+    with pytest.raises(EpicError, match="hand_trajs is NoneType"):
+        trajectory_label([paths])
+
+
+@pytest.mark.parametrize(
+    "was, now, said",
+    [
+        ("take cup", "take cup, slowly", "row 2: 'cup' is in no column.*double quotes"),
+        ("P01_101", "P01\\P01_101", "row 2: .*no name of a participant or video"),
+        (",narration,", ",words,", "no columns narration in its first line, which names 'narration_id', .*'words'"),
+    ],
+)
+def test_a_row_that_reads_otherwise_than_it_was_meant_is_named(tmp_path: Path, was: str, now: str, said: str):
+    file = annotations(tmp_path)
+    file.write_text(file.read_text().replace(was, now))
+    with pytest.raises(EpicError, match=f"EPIC_100_train.csv.*{said}"):
+        read_actions(file)
+    file.write_text(annotations(tmp_path).read_text().replace("cup\n", "cup,,\n"))  # empty cells, as spreadsheets leave them
+    assert len(read_actions(file)) == 2
+
+
+def test_question_files_with_a_byte_order_mark_or_a_frame_twice(tmp_path: Path):
+    file, key = tmp_path / "q.json", frame_path("P01", "P01_01", 5)
+    file.write_text(json.dumps({key: '"Where?"'}), encoding="utf-8-sig")
+    assert read_questions(file) == {key: ["Where?"]}
+    file.write_text(f'{{"{key}": "a", "{key}": "b"}}')
+    with pytest.raises(EpicError, match="stands there twice"):
+        read_questions(file)
+    file.write_text(json.dumps({key: ["Where?"]}))
+    with pytest.raises(EpicError, match=f"{key}' has .'Where.'., expected one string"):
+        read_questions(file)
