@@ -60,6 +60,9 @@ def parse_event(text: str, duration: float, tokens: int = TIME_TOKENS) -> Event:
 
 def format_dense_captions(events: Iterable[Sequence[float]], captions: Iterable[str], duration: float, tokens: int = TIME_TOKENS) -> str:
     """Dense captioning's answer: `<ts> <te> caption`, joined by blanks. ValueError when there are not as many captions as events."""
+    events, captions = list(events), list(captions)
+    if len(events) != len(captions):
+        raise ValueError(f"{len(captions)} captions for {len(events)} events, expected one for each")
     pairs = zip(events, captions, strict=True)
     return " ".join(f"{format_event(start, end, duration, tokens)} {caption.strip()}" for (start, end), caption in pairs)
 

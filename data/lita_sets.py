@@ -12,8 +12,8 @@ What is asked of a video or picture is one group; its words are drawn anew on ev
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from data import lita_strings as strings
-from data.lita import SHORT_ANSWER, format_dense_captions, format_event, format_reasoning, seconds_in
+from data.json_file import read_json
+from data.lita import SHORT_ANSWER, TIME_TOKENS, format_dense_captions, format_event, format_reasoning, seconds_in
 from data.sample import Sample, SampleError, Source, assistant, user
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ FRAMES = 100
 """Frames of a video that are looked at, spread evenly (halves round to even); a shorter video's come several times, next to each other,
 so that the k-th frame is the moment that `<tk>` means."""
 _PICTURES = (".jpg", ".jpeg", ".png")
+_NUMBERS = re.compile(r"([^0-9]*)([0-9]*)")
 Turns = list[tuple[str, str]]
 
 
@@ -72,6 +74,7 @@ class LitaSet:
         self.path, self.task, self.media, self.name = Path(path), task, Path(media), name or Path(path).parent.name
         self.frames = frames
         skipped: Counter[str] = Counter()
+        examples: dict[str, str] = {}
         self.records: list[tuple[str, Any]] = []
         found = list(_records(self.path, task))
         for key, record in found:
@@ -81,8 +84,13 @@ class LitaSet:
             if problem is None:
                 self.records.append((key, record))
             else:
-                skipped[problem] += 1
-        self._report(skipped, len(found), tolerance)
+                reason, example = problem
+                skipped[reason] += 1
+                examples.setdefault(reason, example)
+        self._report(skipped, examples, len(found), tolerance)
+        cut = sum(_moments_cut(record) for _, record in self.records) if task in TEMPORAL_TASKS else 0
+        if cut:
+            logger.warning("%s: %d moments lie outside their clips and are written as the ends of these", self.path, cut)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -132,19 +140,22 @@ class LitaSet:
         chosen = np.round(np.linspace(0, len(paths) - 1, self.frames)).astype(int)
         return {"type": "video", "video": [str(paths[number]) for number in chosen]}
 
-    def _problem(self, key: str, record: Any) -> str | None:
-        """Why a record cannot be used."""
+    def _problem(self, key: str, record: Any) -> tuple[str, str] | None:
+        """Why a record cannot be used: as it is counted, and what is wrong with it."""
         if Path(key).is_absolute() or ".." in Path(key).parts:
             raise LitaError(f"{self.path}: {key!r} leaves the folder of its media")
         there = not key or (self.media / key).is_file() if self.task == "imgqa" else bool(_frame_paths(self.media / key))
         if not there:
-            return "have no frames" if self.task != "imgqa" else "have no picture"
+            return "have no frames" if self.task != "imgqa" else "have no picture", str(self.media / key)
         try:
             turns = self._every_turn(record)
+            outside = _not_in_clip(record) if self.task in ("dvc", "event_loc") else None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-            logger.debug("%s, %s: %s", self.path, key, error)
-            return "are not of the task's form"
-        return None if turns and all(question.strip() and answer.strip() for question, answer in turns) else "have nothing to ask"
+            return "are not of the task's form", f"{key!r}: {type(error).__name__}, {error}"
+        if outside is not None:
+            return "have events that are not in their clip", f"{key!r}: {outside}"
+        asks = turns and all(question.strip() and answer.strip() for question, answer in turns)
+        return None if asks else ("have nothing to ask", repr(key))
 
     def _every_turn(self, record: Any) -> Turns:
         """All that may be asked about a record, so that what is wrong with it comes up now and not in the middle of a training run."""
@@ -153,22 +164,23 @@ class LitaSet:
             return [_event_turn(record, number, rng) for number in _told(record)]
         return self._turns(record, rng)
 
-    def _report(self, skipped: Counter[str], total: int, tolerance: float) -> None:
+    def _report(self, skipped: Counter[str], examples: Mapping[str, str], total: int, tolerance: float) -> None:
         lost = sum(skipped.values())
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        reasons = "; ".join(f"{count} {reason}, such as {examples[reason]}" for reason, count in skipped.most_common())
         if lost:
             logger.warning("%s: %d of %d records are left out: %s", self.path, lost, total, reasons)
         if not self.records or lost > tolerance * total:
+            much = f"more than {tolerance:.0%}" if self.records else "and none is left"
             raise LitaError(
-                f"{self.path}: {lost} of {total} records cannot be used ({reasons or 'the file is empty'}), more than {tolerance:.0%}. "
-                f"Complete {self.media}, or raise `tolerance`"
+                f"{self.path}: {lost} of {total} records cannot be used ({reasons or 'the file is empty'}), {much}. "
+                f"Correct them, complete {self.media}, or raise `tolerance`"
             )
 
 
 def _records(path: Path, task: str) -> Iterator[tuple[str, Any]]:
     """(video or picture, its record), in the file's order."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise LitaError(f"{path}: no whole json file ({error})") from None
     named = task in ("dvc", "event_loc", "temporal_reasoning")
@@ -188,7 +200,9 @@ def _records(path: Path, task: str) -> Iterator[tuple[str, Any]]:
 
 
 def _frame_paths(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES) if folder.is_dir() else []
+    """In the order of their names, numbers in them as numbers: 2.jpg comes before 10.jpg."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES] if folder.is_dir() else []
+    return sorted(found, key=lambda path: ([(text, int(digits or 0)) for text, digits in _NUMBERS.findall(path.name)], path.name))
 
 
 def _messages(turns: Turns, medium: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -212,6 +226,21 @@ def _told(record: Mapping[str, Any]) -> list[int]:
     """The numbers of the events that have words."""
     pairs = zip(record["timestamps"], record["sentences"], strict=True)
     return [number for number, (_, sentence) in enumerate(pairs) if sentence.strip(" .")]
+
+
+def _not_in_clip(record: Mapping[str, Any]) -> str | None:
+    """What is wrong with an event that ends before it starts, or has nothing of the clip; one that reaches over an end is cut there."""
+    for start, end in record["timestamps"]:
+        if end < start or start > record["duration"] or end < 0:
+            return f"an event from {start} to {end} s in {record['duration']} s"
+    return None
+
+
+def _moments_cut(record: Mapping[str, Any]) -> int:
+    """How many moments lie further outside their clip than half a time token, which is rounding."""
+    named = record["timestamps"] if "timestamps" in record else [seconds_in(qa["a"]) for qa in record["QA"]]
+    half = record["duration"] / (TIME_TOKENS - 1) / 2
+    return sum(not -half <= moment <= record["duration"] + half for moments in named for moment in moments)
 
 
 def _event_turn(record: Mapping[str, Any], number: int, rng: np.random.Generator) -> tuple[str, str]:

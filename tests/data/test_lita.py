@@ -86,5 +86,5 @@ def test_iou_of_a_known_pair_and_bad_input():
     for function, arguments in ((format_time, (1, 0)), (format_time, (nan, 1)), (parse_times, ("<t1>", nan)), (parse_time, ("t1", 10))):
         with pytest.raises(ValueError):
             function(*arguments)
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match="0 captions for 1 events"):
         format_dense_captions([(0, 1)], [], 10)

@@ -145,3 +145,35 @@ def test_broken_files_are_named(folder: Path, content: Any, task: str, said: str
         opened(folder, content, task)
     with pytest.raises(DatasetError, match=said):
         open_groups("lita", folder / "set.json", options={"task": task, "media": str(folder / "frames")})
+
+
+@pytest.mark.parametrize("task", ["dvc", "event_loc"])
+@pytest.mark.parametrize("event", [[5.0, 1.0], [15.0, 20.0], [-3.0, -1.0]])
+def test_events_that_are_not_in_their_clip_are_counted(folder: Path, task: str, event: list[float]):
+    """Turned round or elsewhere: their tokens would teach another moment, and no answer about them could be right."""
+    broken = {"duration": 10.0, "timestamps": [event], "sentences": ["He sings."]}
+    with pytest.raises(LitaError, match=f"1 have events that are not in their clip, such as 'v_b': .* from {event[0]} to {event[1]} s"):
+        opened(folder, {"v_a": CAPTIONS["v_a"], "v_b": broken}, task)
+    assert len(opened(folder, {"v_a": CAPTIONS["v_a"], "v_b": broken}, task, tolerance=0.5)) == 1
+
+
+def test_moments_that_are_cut_at_a_clips_end_are_said(folder: Path, caplog):
+    opened(folder, {"v_a": {"duration": 10.0, "timestamps": [[5.0, 10.04]], "sentences": ["He sings."]}}, "dvc")
+    assert "outside" not in caplog.text, "rounding"
+    opened(folder, {"v_a": {"duration": 10.0, "QA": [{"q": "When?", "a": "From <9.0> to <25>."}]}}, "temporal_reasoning")
+    assert "1 moments lie outside their clips" in caplog.text
+
+
+def test_frames_without_leading_zeros_are_in_the_order_of_their_numbers(folder: Path):
+    for number in range(7):
+        (folder / "frames/v_a" / f"{number:04d}.png").rename(folder / "frames/v_a" / f"frame{number + 5}.png")
+    (sample,) = opened(folder, CAPTIONS, "dvc", frames=7).samples(0, 0)
+    assert [Path(path).stem for path in sample.messages[0]["content"][0]["video"]] == [f"frame{number}" for number in range(5, 12)]
+
+
+def test_a_file_with_a_byte_order_mark_or_a_video_twice(folder: Path):
+    (folder / "set.json").write_text(json.dumps(CAPTIONS), encoding="utf-8-sig")
+    assert len(LitaSet(folder / "set.json", task="dvc", media=folder / "frames")) == 2
+    (folder / "set.json").write_text('{"v_a": 1, "v_a": 2}')
+    with pytest.raises(LitaError, match="'v_a' stands there twice"):
+        LitaSet(folder / "set.json", task="dvc", media=folder / "frames")
