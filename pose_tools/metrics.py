@@ -200,6 +200,9 @@ def trajectory_errors(pred: Any, gt: Any, valid: Any, compat: bool | str | None 
         raise ValueError(f"trajectory_errors: compat must be None or 'handsonvlm', got {compat!r}")
     if valid.shape != (n, 2, steps) and not (compat and valid.shape == (n, 2)):
         raise ValueError(f"trajectory_errors: expected valid (N, 2, T) = {(n, 2, steps)}, got {valid.shape}")
+    unknown = np.isnan(gt).any(-1) & (valid if valid.ndim == 3 else valid[..., None])
+    if unknown.any():
+        raise ValueError(f"trajectory_errors: gt is NaN at {int(unknown.sum())} steps that valid says are known; correct one of the two")
     if compat:
         return _handsonvlm_errors(pred, gt, valid if valid.ndim == 2 else np.asarray(valid.any(-1)))
     distances = np.linalg.norm(pred - gt[:, None], axis=-1)  # (N, S, 2, T)

@@ -233,3 +233,13 @@ def test_shape_errors():
         metrics.mpjpe(GT[0], GT[0, :20])
     with pytest.raises(ValueError, match="finite"):
         metrics.pa_mpjpe(GT * np.nan, GT)
+
+
+@pytest.mark.parametrize("compat", [None, "handsonvlm"])
+def test_a_true_path_of_nan_is_no_missing_answer(compat):
+    gt, valid = np.full((2, 2, 4, 2), 0.5), np.ones((2, 2, 4), bool)
+    gt[0, 1, 2] = np.nan
+    with pytest.raises(ValueError, match="gt is NaN at 1 steps that valid says are known"):
+        metrics.trajectory_errors(gt[:, None] * 0, gt, valid, compat=compat, missing=1.0)
+    valid[0, 1, 2] = False
+    assert np.isfinite(metrics.trajectory_errors(gt[:, None] * 0, gt, valid, compat=compat, missing=1.0)["ade"])

@@ -157,6 +157,11 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: p
     (out / "predictions.jsonl").write_text("")
     with pytest.raises(CommandError, match="no prediction for 3 of 3"):
         evaluate.main([*command, "--rescore"])
+    first_again, no_bool = [*right, right[0]], [*right[1:], right[0] | {"finished": "no"}]
+    for spoilt, said in ((first_again, f"two predictions for '{right[0]['id']}'"), (no_bool, "no truth value under 'finished'")):
+        (out / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in spoilt))
+        with pytest.raises(CommandError, match=said):
+            evaluate.main([*command, "--rescore"])
 
 
 def test_dense_captions_by_the_command(folder: Path):

@@ -6,6 +6,7 @@ Under torchrun each process answers whole batches of its own, so that any number
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,15 +122,20 @@ def _shared_answers(out: Path, world: int) -> Answer:
 def _replies(path: Path, asked: Sequence[Any]) -> dict[str, Any]:
     from vlm.evaluation.temporal import TemporalReply
 
-    found = {record["id"]: record for record in records.read_records(path)}
+    said = records.read_records(path)
+    found = {record["id"]: record for record in said}
+    if len(found) < len(said):
+        twice = next(name for name, count in Counter(record["id"] for record in said).items() if count > 1)
+        raise CommandError(f"{path}: two predictions for {twice!r}; keep one of them")
     missing = [question.id for question in asked if question.id not in found]
     if missing:
         raise CommandError(f"{path}: no prediction for {len(missing)} of {len(asked)} questions, first {missing[0]!r}; run it without "
                            "--rescore, or correct --seed and --limit")  # fmt: skip
-    broken = [name for name, record in found.items() if not isinstance(record.get("output"), str)]
+    broken = [name for name, record in found.items()
+              if not (isinstance(record.get("output"), str) and isinstance(record.get("finished", True), bool))]  # fmt: skip
     if broken:
-        raise CommandError(f"{path}: the prediction for {broken[0]!r} has no text under 'output'")
-    return {question.id: TemporalReply(found[question.id]["output"], bool(found[question.id].get("finished", True))) for question in asked}
+        raise CommandError(f"{path}: the prediction for {broken[0]!r} has no text under 'output', or no truth value under 'finished'")
+    return {question.id: TemporalReply(found[question.id]["output"], found[question.id].get("finished", True)) for question in asked}
 
 
 def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, Any]:
