@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,7 +48,9 @@ def test_configs_in_every_form_say_the_same(tmp_path: Path):
     whole = HandVLMConfig(text_config=LlamaConfig(**TEXT), vision_config=CLIPVisionConfig(**VISION))
     forms = [expected_keys(TEXT, VISION), expected_keys(tmp_path, VISION), expected_keys(LlamaConfig(**TEXT), CLIPVisionConfig(**VISION))]
     clip = CLIPConfig(vision_config=VISION)
-    forms += [expected_keys(TEXT, clip), expected_keys(TEXT, clip.to_dict())]
+    clip.save_pretrained(tmp_path / "clip")
+    towers = (clip, clip.to_dict(), tmp_path / "clip", str(tmp_path / "clip"), SimpleNamespace(**VISION))
+    forms += [expected_keys(SimpleNamespace(**TEXT), tower) for tower in towers]
     assert all(form == expected_keys(whole) for form in forms)
     with pytest.raises(ValueError, match="vocab_size missing"):
         expected_keys({name: value for name, value in TEXT.items() if name != "vocab_size"})

@@ -44,10 +44,10 @@ def expected_keys(config: Any, vision_config: Any = None) -> Shapes:
     """Every tensor of a published checkpoint: its name there → shape.
 
     Args:
-        config: "7b", "13b", a published config.json (path, mapping or PreTrainedConfig): hidden_size, intermediate_size,
+        config: "7b", "13b", a published config.json (path, mapping or object): hidden_size, intermediate_size,
             num_hidden_layers, num_attention_heads, vocab_size; mm_hidden_size, num_key_value_heads, traj_decoder ("CVAE", "MLP").
             A HandVLMConfig brings its own tower.
-        vision_config: the CLIP tower's, by default ViT-L/14 at 224 pixels.
+        vision_config: the CLIP tower's (folder, mapping or object), by default ViT-L/14 at 224 pixels.
 
     Raises CheckpointError naming what the config lacks.
     """
@@ -112,7 +112,7 @@ def sizes_of(config: Any) -> dict[str, Any]:
         text = getattr(config, "text_config", None)
         sizes = (config if text is None else text).to_dict()
     else:
-        sizes = dict(config)
+        sizes = _fields(config)
     lacking = sorted(set(PUBLISHED["7b"]) - set(sizes))
     if lacking:
         raise CheckpointError(f"HandsOnVLM config: {', '.join(lacking)} missing; give the checkpoint's own config.json, or '7b' or '13b'")
@@ -125,11 +125,17 @@ def vision_of(config: Any, vision_config: Any) -> dict[str, Any]:
     """The tower's config as a dictionary, ViT-L/14 at 224 pixels in what is not given."""
     if vision_config is None:
         vision_config = getattr(config, "vision_config", None)
+    if isinstance(vision_config, (str, Path)):
+        vision_config = CLIPVisionConfig.from_pretrained(str(vision_config))
     if isinstance(vision_config, PreTrainedConfig):
         vision_config = getattr(vision_config, "vision_config", vision_config).to_dict()
-    given = dict(vision_config or {})
+    given = _fields(vision_config or {})
     given = dict(given.get("vision_config") or given)  # the config of a whole CLIP holds its tower's
     return CLIPVisionConfig(**(CLIP_VIT_L_14 | given)).to_dict()
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return dict(config if isinstance(config, Mapping) else vars(config))
 
 
 def _language_shapes(sizes: Mapping[str, Any]) -> Shapes:
