@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation import GenerateBeamDecoderOnlyOutput
 
 from vlm.trajectory_decoding import PathDecoder, TrajectoryCache, branch, padded, prefix_of
 from vlm.trajectory_observed import observed_hands
@@ -20,6 +22,7 @@ class PathGeneration:
 
     config: Any
     parameters: Any
+    generation_config: Any
     get_input_embeddings: Any
     model: Any
     trajectory_head: Any
@@ -41,16 +44,23 @@ class PathGeneration:
         Args:
             num_trajectories: S futures of each path. They share the text up to the first path token.
             noise: (B, S, 2, T, latent) standard normal of the path head, (B, 2, T, latent) for one; by default the first future is the most
-                likely one and the others are drawn (HandsOnVLM's compat draws all).
+                likely one and the others are drawn (HandsOnVLM's compat draws all), for each returned sequence of a prompt anew.
 
         Returns an output with `sequences` (prompt and answer, left-padded prompts). A model with a path head adds, with R rows in
         `sequences`: `trajectories` (R, S, 2, T, 2) in units of the grid, hands left, right, NaN where a row has no such step; `valid`
         (R, S, 2, T) bool, false there; `trajectory_spread`, shaped like the points, standard deviations, and `trajectory_presence`
         (R, S, 2, T), probabilities; NaN and one for heads that do not tell. T is the config's number of steps, or that of the
-        longest path if it is more. `trajectory_space` is the config's.
+        longest path if it is more. `trajectory_space` is the config's. Where points are fed back, states are kept in a cache, whatever
+        `use_cache` says.
         """
-        kwargs.setdefault("return_dict_in_generate", True)
+        if "return_dict_in_generate" not in kwargs and kwargs.get("generation_config") is not None:
+            kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
+            kwargs["generation_config"].return_dict_in_generate = True
+        else:
+            kwargs.setdefault("return_dict_in_generate", True)
         media = {"pixel_values": pixel_values, "pose_tokens": pose_tokens, **{name: kwargs.pop(name, None) for name in MEDIA[2:]}}
+        if self.trajectory_head is not None and self.model.trajectory_code is not None:
+            kwargs.pop("use_cache", None)
         cached = kwargs.get("use_cache", True)
         if cached:
             kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)
@@ -65,13 +75,11 @@ class PathGeneration:
     def _generate_paths(self, input_ids: Tensor, media: dict, futures: int, noise: Tensor | None, cached: bool, kwargs: dict) -> Any:
         if futures < 1:
             raise ValueError(f"num_trajectories is {futures}, expected at least 1")
-        if not cached and self.model.trajectory_code is not None:
-            raise ValueError("use_cache=False cannot feed the points of a path back; leave use_cache on")
-        if not kwargs["return_dict_in_generate"]:
+        if not kwargs.get("return_dict_in_generate", True):
             raise ValueError("a model with a path head returns a dict: paths come beside the text; leave return_dict_in_generate out")
         settings = self.config.trajectory
         decoder = PathDecoder(self.trajectory_head, settings)
-        noise = decoder.noise(noise, len(input_ids), futures, next(self.parameters()))
+        noise = decoder.noise(noise, len(input_ids), self._samples(kwargs), futures, next(self.parameters()))
         observed = observed_hands(input_ids, media["pose_tokens"], self.config)
         if cached:
             if kwargs.get("past_key_values") is not None or kwargs.get("cache_implementation") not in (None, "dynamic"):
@@ -79,9 +87,10 @@ class PathGeneration:
             first = None if noise is None else noise[:, 0]
             kwargs["past_key_values"] = TrajectoryCache(self.config.text_config, decoder, self.config.trajectory_token_id, first, observed)
         output = super().generate(input_ids=input_ids, **kwargs)  # type: ignore[misc]
-        followed = cached and kwargs.get("num_beams", 1) == 1
+        followed = cached and not isinstance(output, GenerateBeamDecoderOnlyOutput)
         embeds = kwargs["inputs_embeds"] if cached else self.model.embed(input_ids, **media)
         mask = kwargs.get("attention_mask", torch.ones_like(input_ids))
+        noise = None if noise is None else noise.repeat_interleave(len(output.sequences) // len(noise), 0)
         prompts = _Prompts(embeds, mask, noise, observed, copies=len(output.sequences) // len(input_ids))
         cache = output.past_key_values if followed else None
         if followed and futures == 1:
@@ -95,6 +104,12 @@ class PathGeneration:
         output["valid"] = output["trajectories"].isfinite().all(-1)
         output["trajectory_space"] = settings.get("space", "grid")
         return output
+
+    def _samples(self, kwargs: dict) -> int:
+        """Samples of one prompt, each with noise of its own; beams are weighed against each other, and share theirs."""
+        config = kwargs.get("generation_config") or self.generation_config
+        beams, samples = (kwargs.get(name) or getattr(config, name, None) or 1 for name in ("num_beams", "num_return_sequences"))
+        return samples if beams == 1 else 1
 
     def _followed(self, sequences: Tensor, cache: Any) -> list[dict[str, Tensor] | None]:
         """The points that the cache has followed; a path token that was the very last one has not been fed yet."""
@@ -135,7 +150,7 @@ class PathGeneration:
 
 @dataclass(frozen=True)
 class _Prompts:
-    """The prompts (B, L) behind an output that holds `copies` rows of each."""
+    """The prompts (B, L) behind an output that holds `copies` rows of each; `noise` is there for every row."""
 
     embeds: Tensor
     mask: Tensor
@@ -149,6 +164,6 @@ class _Prompts:
         return (
             self.embeds[source : source + 1],
             self.mask[source : source + 1],
-            None if self.noise is None else self.noise[source],
+            None if self.noise is None else self.noise[row],
             None if self.observed is None else self.observed[source : source + 1],
         )

@@ -109,6 +109,12 @@ class HandVLMModel(HandVLMPreTrainedModel):
         pixel_values (N, 3, S, S) distinct pictures, each encoded once; media_frames (M,) the frames of each medium, 0 for a picture;
         frame_rows (F,) for each picture and each frame, in order, its row in pixel_values.
         """
+        named = int(frame_rows.max()) + 1
+        if named != len(pixel_values):
+            raise ValueError(
+                f"frame_rows names {named} pictures, pixel_values has {len(pixel_values)}; each distinct picture is there once, and equal "
+                "frames share a row"
+            )
         features, blocks, start = self.picture_features(pixel_values), [], 0
         for frames in media_frames.tolist():
             rows = frame_rows[start : start + max(frames, 1)]
@@ -152,9 +158,9 @@ class HandVLMModel(HandVLMPreTrainedModel):
         """Token embeddings with the pictures', clips', specialists' tokens and known path points written into their slots.
 
         input_ids (B, L); pixel_values (N, 3, S, S), pictures in the order of their slots, or with `media_frames` and `frame_rows` as in
-        `media_tokens`; pose_tokens name → (M, n_tokens, dim), likewise; trajectories (M, 2, T, 2) the paths whose tokens are in
-        input_ids, in order, in units of the grid, with trajectory_valid (M, 2, T). Returns (B, L, D). Raises ValueError when slots and
-        features do not agree.
+        `media_tokens`, or clips (M, T, 3, S, S) of T frames each; pose_tokens name → (M, n_tokens, dim), likewise; trajectories
+        (M, 2, T, 2) the paths whose tokens are in input_ids, in order, in units of the grid, with trajectory_valid (M, 2, T). Returns
+        (B, L, D). Raises ValueError when slots and features do not agree.
         """
         embeds = self._words(input_ids)
         pose_tokens = pose_tokens or {}
@@ -162,6 +168,10 @@ class HandVLMModel(HandVLMPreTrainedModel):
         if unknown:
             raise ValueError(f"the batch has pose tokens of {unknown} but this model knows {sorted(self.pose_projectors)} only")
         if pixel_values is not None:
+            if pixel_values.dim() == 5:
+                clips, frames = pixel_values.shape[:2]
+                media_frames, frame_rows = torch.full((clips,), frames), torch.arange(clips * frames)
+                pixel_values = pixel_values.flatten(0, 1)
             if media_frames is None or frame_rows is None:
                 tokens = self.image_tokens(pixel_values)
             else:
@@ -171,6 +181,8 @@ class HandVLMModel(HandVLMPreTrainedModel):
             mask = input_ids == self.config.pose_token_ids[name]
             embeds = fill_slots(embeds, mask, self.pose_projectors[name](features.to(embeds.device)), f"pose ({name})")
         if self.trajectory_code is not None and trajectories is not None:
+            if trajectory_valid is not None and (self.config.trajectory or {}).get("compat"):
+                trajectories = handsonvlm_points(trajectories, trajectory_valid)
             code = self.trajectory_code(trajectories.to(embeds.device), trajectory_valid)
             mask = input_ids == self.config.trajectory_token_id
             embeds = embeds + fill_slots(torch.zeros_like(embeds), mask, code, "path")
@@ -339,18 +351,13 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
         """
         if attention_mask is not None and attention_mask.dim() == 4:
             attention_mask = as_attention_bias(attention_mask, self.config.text_config._attn_implementation, self.dtype)
-        given_back = trajectories if fed_back is None else fed_back
-        if trajectory_valid is not None and (self.config.trajectory or {}).get("compat"):
-            trajectories, given_back = (
-                None if points is None else handsonvlm_points(points, trajectory_valid) for points in (trajectories, given_back)
-            )
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             pose_tokens=pose_tokens,
             media_frames=media_frames,
             frame_rows=frame_rows,
-            trajectories=given_back,
+            trajectories=trajectories if fed_back is None else fed_back,
             trajectory_valid=trajectory_valid,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -31,8 +31,9 @@ class PathDecoder:
         self.code = settings.get("observed_code", "fourier")
         self.from_first = getattr(head, "from_first", False)
 
-    def noise(self, noise: Tensor | None, batch: int, futures: int, like: Tensor) -> Tensor | None:
-        """Noise (batch, futures, 2, steps or 1, latent), given or drawn; the first drawn future is the most likely one, without noise.
+    def noise(self, noise: Tensor | None, batch: int, samples: int, futures: int, like: Tensor) -> Tensor | None:
+        """Noise (batch, futures, 2, steps or 1, latent) as given, or drawn for `samples` of each row, (batch · samples, …); the first drawn
+        future is the most likely one, without noise.
 
         None where nothing has to be drawn. Raises ValueError for noise of another shape.
         """
@@ -47,7 +48,7 @@ class PathDecoder:
         if futures == 1 and not self.compat:
             return None
         per_path = not hasattr(self.head, "encode")  # one latent for a whole path; an encoder has one for each of its points
-        drawn = torch.randn(batch, futures, 2, 1 if per_path else self.steps, latent, device=like.device)
+        drawn = torch.randn(batch * samples, futures, 2, 1 if per_path else self.steps, latent, device=like.device)
         if not self.compat:
             drawn[:, 0] = 0
         return drawn

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm.trajectory import hand_states
+from vlm.trajectory_code import handsonvlm_points
 from vlm.trajectory_observed import context_width, hand_inputs
 
 
@@ -51,6 +52,8 @@ def path_loss(
             f"the conversations have {len(rows)} path tokens but {paths} paths of {steps} steps came with them; build the batch with this "
             "model's own processor, and do not cut conversations to a length"
         )
+    if settings.get("compat") and valid is not None:
+        trajectories = handsonvlm_points(trajectories, valid)
     states = hidden[rows, places - 1].reshape(paths, steps, -1)  # the state that predicts a token
     supervised = (labels[rows, places] != -100).reshape(paths, steps).all(1)
     known = torch.ones(trajectories.shape[:3], dtype=torch.bool, device=hidden.device) if valid is None else valid.bool()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from data.sample import SampleError, assistant, user, validate_messages
 from tests.tiny import CLIP_KINDS, tiny, tiny_clips
@@ -69,6 +70,15 @@ def test_batch_is_single_and_distinct_frames_are_encoded_once(kind):
     for row, conversation in enumerate(asked):
         alone = model(**processor(conversation)).logits[0]
         torch.testing.assert_close(logits[row, -len(alone) :], alone, atol=2e-5, rtol=1e-4)
+
+
+def test_pixels_of_clips_are_taken_as_one_array_and_pictures_without_a_name_are_refused():
+    model, processor = tiny_clips()
+    batch = processor([clip([0, 1, 2]), clip([3, 4, 2])])
+    by_clip = batch["pixel_values"][batch["frame_rows"]].unflatten(0, (2, 3))
+    torch.testing.assert_close(model(**batch | {"pixel_values": by_clip}).logits, model(**batch).logits)
+    with pytest.raises(ValueError, match="frame_rows names 5 pictures, pixel_values has 6"):
+        model(**batch | {"pixel_values": by_clip.flatten(0, 1)})
 
 
 def test_of_a_long_clip_the_frames_asked_for_are_looked_at():
@@ -222,12 +232,24 @@ def test_beams_samples_and_several_returned_rows_have_their_paths():
     zero = torch.zeros(2, 1, 2, 4, 8)
     script = [20, "p", "p", 21, "p", "p"]
     greedy = written(model, batch, script, noise=zero)
-    for options in ({"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 2}):
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    for options in (beams, {"generation_config": GenerationConfig(**beams)}, {"do_sample": True, "num_return_sequences": 2}):
         several = written(model, batch, script, noise=zero, **options)
         same = [row for row in range(4) if torch.equal(several.sequences[row], greedy.sequences[row // 2])]
         assert several.trajectories.shape[:2] == (4, 1) and len(same) >= 2  # a second beam writes what has no probability
         for row in same:
             torch.testing.assert_close(several.trajectories[row], greedy.trajectories[row // 2], atol=1e-5, rtol=1e-4)
+
+
+def test_returned_samples_of_a_prompt_are_drawn_apart_and_the_cache_is_kept_where_points_are_fed_back():
+    model, processor = tiny_clips("published")
+    batch, script = processor([clip([0, 1, 2]), clip([3], "and now?")]), ["p"] * 4
+    for futures in (1, 2):
+        several = written(model, batch, script, do_sample=True, num_return_sequences=2, num_trajectories=futures).trajectories
+        assert several.shape[:2] == (4, futures) and float((several[::2] - several[1::2]).abs().min()) > 0
+    noise = torch.randn(2, 1, 2, 4, 8)
+    kept, left_out = (written(model, batch, script, noise=noise, **options) for options in ({}, {"use_cache": False}))
+    torch.testing.assert_close(left_out.trajectories, kept.trajectories)
 
 
 def test_the_first_future_is_the_likeliest_and_paths_stay_smooth():

@@ -75,6 +75,16 @@ def test_two_paths_in_two_turns_and_their_tokens_in_words():
             processor([*turns[:3], assistant("There: " + "<hand_traj>" * 3)], for_training=training)
 
 
+def test_a_hand_that_an_earlier_path_lacks_is_given_back_where_training_put_it():
+    model, processor = converted()
+    path = PATH | {"valid": [[True] * 4, [False] * 4]}
+    batch = processor([user({"type": "video", "video": FRAMES}, "Where?"), assistant("Here: ", path, "."), user("And then?")])
+    with torch.no_grad():
+        asked = model(**batch).logits[:, -1]
+    first = model.generate(**batch, max_new_tokens=1, output_logits=True).logits[0]
+    torch.testing.assert_close(first, asked, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_of_another_tokenizer_or_without_its_paths_is_refused(training: bool):
     model, processor = converted()
