@@ -32,7 +32,7 @@ from vlm.answers import (
     Unparsed,
     parse,
 )
-from vlm.templates import STOP_STRINGS
+from vlm.templates import stop_options
 
 Messages = list[dict[str, Any]]
 
@@ -102,9 +102,7 @@ class Agent:
         self.model, self.processor, self.tools = model, processor, tuple(tools)
         self.max_calls, self.overlay, self.result_tokens = max_calls, overlay, result_tokens
         self.schemas = tool_table.schemas(self.tools)
-        self.generation = {"max_new_tokens": 128, "do_sample": False} | generation
-        if stops := STOP_STRINGS.get(processor.template):
-            self.generation = {"stop_strings": list(stops), "tokenizer": processor.tokenizer} | self.generation
+        self.generation = {"max_new_tokens": 128, "do_sample": False} | stop_options(processor.template, processor.tokenizer) | generation
 
     @overload
     def ask(self, messages: Messages, media: Media | None = None, stream: Literal[False] = False) -> Turn: ...
@@ -190,8 +188,6 @@ class Agent:
         batch = batch.to(self.model.device)
         output = (yield from self._streamed(batch)) if stream else self.model.generate(**batch, **self.generation)
         written = self.processor.decode_answers(output, batch)[0]
-        for stop in STOP_STRINGS.get(self.processor.template, ()):
-            written = written.removesuffix(stop).rstrip()
         return written, views, Paths.of(output, steps=self.processor.trajectory_steps)
 
     def _streamed(self, batch: Any) -> Generator[str, None, Any]:

@@ -17,10 +17,12 @@ from vlm.config import HandVLMConfig
 from vlm.decoding import decode_text
 from vlm.packing import Row, collate, pack
 from vlm.pixels import VIEW_RULES, MediumRows, Pixels, read_media
-from vlm.templates import READ_ANSWER, Piece, encode, render
+from vlm.templates import READ_ANSWER, STOP_STRINGS, Piece, encode, render
 from vlm.vision import MERGED, clip_length
 
 Messages = list[dict[str, Any]]
+LONGEST_STOP = 8
+"""Tokens that the words at the end of an answer take at most."""
 PathArrays = tuple[np.ndarray, np.ndarray]
 """A path's points (2, T, 2) in units of the grid, hands left, right, and which are valid (2, T). A hand that is valid at no step has zeros;
 otherwise steps that are not valid keep their points, because published losses (`compat`) count a hand as a whole."""
@@ -188,6 +190,12 @@ class HandVLMProcessor(ProcessorMixin):
         sequences = getattr(output, "sequences", output)
         read = READ_ANSWER.get(self.template, str.strip)
         return [read(decode_text(row, self.tokenizer)) for row in sequences[:, batch["input_ids"].shape[1] :].tolist()]
+
+    def finished(self, output: Any) -> list[bool]:
+        """Whether the model ended its answer itself, before the longest length, for every row of `model.generate`'s output."""
+        ends, stops = {self.tokenizer.eos_token_id, self.pad_token_id}, STOP_STRINGS.get(self.template, ())
+        last = getattr(output, "sequences", output)[:, -LONGEST_STOP:].tolist()
+        return [row[-1] in ends or decode_text(row, self.tokenizer).endswith(stops) for row in last]
 
     @property
     def pad_token_id(self) -> int:

@@ -24,7 +24,7 @@ from vlm.checkpoints import vlm4hoi_strings as vlm4hoi
 from vlm.jinja_template import RESULT, TemplateProblem, tools_prompt
 from vlm.pieces import Piece, encode
 
-__all__ = ["READ_ANSWER", "STOP_STRINGS", "TEMPLATES", "Piece", "TemplateProblem", "encode", "render"]
+__all__ = ["READ_ANSWER", "STOP_STRINGS", "TEMPLATES", "Piece", "TemplateProblem", "encode", "render", "stop_options"]
 
 Part = dict[str, Any]
 Rounds = list[tuple[list[Part], list[Part] | None]]
@@ -33,8 +33,14 @@ Write = Callable[[list[Part]], str]
 STOP_STRINGS: dict[str, tuple[str, ...]] = {"llava_v0": (vicuna.LLAVA_V0_END,)}
 """Texts that end an answer, for templates without an end token."""
 
-READ_ANSWER: dict[str, Callable[[str], str]] = {"vlm4hoi_inference": vlm4hoi.published_answer}
+READ_ANSWER: dict[str, Callable[[str], str]] = {"vlm4hoi_inference": vlm4hoi.published_answer, "llava_v0": vicuna.llava_v0_answer}
 """What is taken of a decoded text for the answer, where it is not all of it."""
+
+
+def stop_options(template: str, tokenizer: Any) -> dict[str, Any]:
+    """Arguments of `generate` that end an answer where `template` ends it by words; none for templates with an end token."""
+    stops = STOP_STRINGS.get(template)
+    return {"stop_strings": list(stops), "tokenizer": tokenizer} if stops else {}
 
 
 def render(

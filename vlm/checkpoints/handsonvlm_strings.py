@@ -17,3 +17,8 @@ LLAVA_V0_SYSTEM = (
 LLAVA_V0_USER, LLAVA_V0_ASSISTANT, LLAVA_V0_END = "Human: ", "Assistant:", "###"
 
 IMAGE_AFTER = "\n"
+
+
+def llava_v0_answer(decoded: str) -> str:
+    """What a decoded text is without the words that end an answer, as the LLaVA family reads it."""
+    return decoded.strip().removesuffix(LLAVA_V0_END).strip()

@@ -104,9 +104,8 @@ def _model_answers(options: argparse.Namespace) -> Answer:
 
     def answer(batch: Sequence[Any]) -> list[dict[str, Any]]:
         texts, _, output = asker().generate([question.sample.messages[:-1] for question in batch])
-        last = getattr(output, "sequences", output)[:, -1].tolist()
-        ends = {asker().processor.tokenizer.eos_token_id, asker().processor.pad_token_id}
-        return [{"output": text, "finished": token in ends} for text, token in zip(texts, last, strict=True)]
+        finished = asker().processor.finished(output)
+        return [{"output": text, "finished": ended} for text, ended in zip(texts, finished, strict=True)]
 
     return answer
 

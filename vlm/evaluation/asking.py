@@ -11,7 +11,7 @@ from pose_tools.views import View
 from vlm.answers import BoxAnswer, NoneAnswer, TextAnswer, parse
 from vlm.evaluation.scoring import Reply
 from vlm.shared_prefix import check_can_share, generate_shared, share
-from vlm.templates import STOP_STRINGS
+from vlm.templates import stop_options
 
 
 class Asker:
@@ -34,8 +34,7 @@ class Asker:
             check_can_share(model)
         self.model, self.processor, self.tools, self.share_prefixes = model.eval(), processor, tools, share_prefixes
         self.generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
-        if stops := STOP_STRINGS.get(processor.template):
-            self.generation |= {"stop_strings": list(stops), "tokenizer": processor.tokenizer}
+        self.generation |= stop_options(processor.template, processor.tokenizer)
 
     def texts(self, conversations: Sequence[list[dict[str, Any]]]) -> tuple[list[str], list[list[View]]]:
         """The new text of every conversation, and the views of its pictures."""
