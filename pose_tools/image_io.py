@@ -50,15 +50,21 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
     return _from_bytes(data, name or str(path), max_pixels)
 
 
+def check_suffix(path: Path) -> str:
+    """The format that `write_image` will give a file of this name. ImageError where the name ends in none."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in FORMATS:
+        raise ImageError(f"{path}: unknown picture suffix {path.suffix!r}, use .jpg or .png")
+    return kind
+
+
 def write_image(path: str | os.PathLike, image: np.ndarray, *, quality: int = 95) -> None:
     """Writes RGB uint8 (H, W, 3) or grey uint8 (H, W) as the suffix says (.jpg, .png, .webp …); whole or not at all."""
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ImageError(f"{path}: can write uint8 (H, W) or (H, W, 3), got {image.dtype} {image.shape}")
     path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in FORMATS:
-        raise ImageError(f"{path}: unknown picture suffix {path.suffix!r}, use .jpg or .png")
+    kind = check_suffix(path)
     options = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
     try:
         with atomic_path(path) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def test_the_answer_is_the_same_alone_and_as_the_first_of_several_futures(model:
     assert one["samples"] is None and len(four["samples"]) == 3
 
 
+def test_the_seed_alone_draws_the_futures(model: Path, hands: list[str], tmp_path: Path) -> None:
+    video, samples = clip(tmp_path / "a.mp4"), []
+    for seed in (0, 0, 1):
+        assert ask(model, video, "--json", tmp_path / "a.json", "--futures", 3, "--seed", seed) == 0
+        samples.append(json.loads((tmp_path / "a.json").read_text())["answers"][0]["samples"])
+    assert samples[0] == samples[1] != samples[2]
+
+
 def test_a_clip_without_hands_says_so_and_a_one_handed_one_tells_of_one(
     model: Path, hands: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,8 +167,25 @@ def test_what_is_no_clip_is_refused_by_name(model: Path, tmp_path: Path, capsys:
     refused(capsys, ask(model, tmp_path / "song.mp4"), "song.mp4", "no picture track")
     refused(capsys, ask(model, tmp_path / "nowhere.mp4"), "nowhere.mp4")
     refused(capsys, ask(model, tmp_path / "empty.mp4", "--futures", 21), "--futures", "1 to 20")
+    refused(capsys, ask(model, clip(tmp_path / "a.mp4"), "--draw", tmp_path / "a.webm"), "a.webm", "use .jpg or .png")
     arguments = ["--image", "a.jpg", "--ask", QUESTION, "--draw", "a.mp4"]
     refused(capsys, run(answer.main, arguments), "a.mp4", ".png")
+
+
+def test_a_folder_of_parts_that_do_not_belong_together_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = clip(tmp_path / "a.mp4")
+    for name, words in {"processor_config.json": "no processor_config.json", "model.safetensors": "cannot be loaded"}.items():
+        folder = shutil.copytree(model, tmp_path / name)
+        (folder / name).unlink()
+        refused(capsys, ask(folder, video), str(folder), words, "Copy the folder again")
+    folder = shutil.copytree(model, tmp_path / "ids")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_token_id": config["image_token_id"] + 1}))
+    refused(capsys, ask(folder, video), str(folder), "the tokenizer is not this model's", f"expected {config['image_token_id'] + 1}")
+    folder = shutil.copytree(model, tmp_path / "template")
+    about = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps(about | {"template": "vicuna_v2"}))
+    refused(capsys, ask(folder, video), "template is 'vicuna_v2'", "vicuna_v1")
 
 
 def sound(path: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data.sample import user
 from pose_tools.files import write_text
-from pose_tools.image_io import write_image
+from pose_tools.image_io import check_suffix, write_image
 from pose_tools.render_path import CLIP_FPS
 from pose_tools.tool import tools_for
 from vlm.agent import Agent, Turn
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder (default: the shipped small model)")
     result.add_argument("--tools", choices=("on", "off"), default="on", help="off: the pixels alone, no hand detector (default on)")
     result.add_argument("--futures", type=int, default=1, help=f"so many futures of a path, 1 to {MOST_FUTURES}; the first is the answer")
+    result.add_argument("--seed", type=int, default=0, help="draws the futures; the same seed draws the same (default 0)")
     result.add_argument("--json", type=Path, help="write the answer there; places in pixels of your picture, or of the clip's last frame")
     result.add_argument(
         "--draw", type=Path, help="write the picture or the last frame with the answer drawn on it; as .mp4 the clip with its path"
@@ -54,12 +56,12 @@ def main(arguments: Sequence[str]) -> int:
         raise CommandError("nothing is asked: give --ask 'where is my left hand?', or --chat")
     if not 1 <= options.futures <= MOST_FUTURES:
         raise CommandError(f"--futures is {options.futures}, expected 1 to {MOST_FUTURES}")
-    if options.draw is not None and options.draw.suffix.lower() in CLIP_SUFFIXES and options.video is None:
-        raise CommandError(f"--draw {options.draw}: a picture's answer is drawn as a picture; name a .jpg or .png")
     _check_kind(options)
+    _check_drawing(options)
     medium = open_clip(options.video) if options.video else open_picture(options.image)
     medium = replace(medium, look=options.tools == "on")
     model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
+    torch.manual_seed(options.seed % 2**63)
     if options.chat or len(options.ask) > 1:
         from vlm.commands.chat import converse
 
@@ -81,6 +83,16 @@ def _check_kind(options: argparse.Namespace) -> None:
     given, meant = ("--video", "--image") if options.video else ("--image", "--video")
     if kind == meant[2:] and path.suffix.lower() != ".gif":  # which may be either
         raise CommandError(f"{given} {path}: {'a picture' if kind == 'image' else 'a clip'} by its name; give it as {meant}")
+
+
+def _check_drawing(options: argparse.Namespace) -> None:
+    """CommandError or ImageError, before anything is asked, for a --draw whose name is not one of a picture, or of a clip."""
+    if options.draw is None:
+        return
+    if options.draw.suffix.lower() not in CLIP_SUFFIXES:
+        check_suffix(options.draw)
+    elif options.video is None:
+        raise CommandError(f"--draw {options.draw}: a picture's answer is drawn as a picture; name a .jpg or .png")
 
 
 def draw(path: Path, medium: Medium, turn: Turn) -> None:

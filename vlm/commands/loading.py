@@ -39,6 +39,8 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
         raise CommandError(
             f"{folder}: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model"
         )
+    if not (folder / "processor_config.json").is_file():
+        raise CommandError(f"{folder}: no processor_config.json, so how questions are put to this model is unknown. Copy the folder again")
     _check_device(device)
     transformers_logging.disable_progress_bar()
     try:
@@ -49,12 +51,15 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
             model = load_adapter(HandVLM, folder, merge=load_in is None, **options)
         else:
             model = HandVLM.from_pretrained(folder, **options)
+        _check_processor(folder, processor, model.config)
         if load_in:
             verify(model, load_in)
         damaged = {"not finite": not_finite(model.state_dict())}
         refuse(damaged, f"{folder}: the weights are damaged", "Copy the folder again, or train anew.")
         return (model if load_in else model.to(device)).eval(), processor
-    except user_errors():
+    except user_errors() as error:
+        if isinstance(error, OSError) and error.filename is None:  # transformers' own words, without a remedy
+            raise CommandError(f"{folder}: cannot be loaded ({' '.join(str(error).split())}). Copy the folder again") from error
         raise
     except json.JSONDecodeError as error:
         raise CommandError(f"{folder}: a json file in it is not json ({error}). Copy the folder again") from error
@@ -94,6 +99,27 @@ def _check_keys(file: Path) -> None:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             raise CommandError(f"{file}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; remove it"))
+
+
+def _check_processor(folder: Path, processor: Any, config: Any) -> None:
+    """Raises CommandError where the tokenizer gives the marks of pictures, poses and paths other ids than the model's, as another model's
+    does, or one of which a file is missing; and for an unknown template."""
+    from vlm.answers import TRAJECTORY_TOKEN
+    from vlm.processor import pose_token
+    from vlm.templates import TEMPLATES
+
+    wanted = {processor.image_token: config.image_token_id, TRAJECTORY_TOKEN: config.trajectory_token_id}
+    wanted |= {pose_token(name): number for name, number in config.pose_token_ids.items()}
+    given = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in wanted}
+    wrong = [f"{token} is {given[token]}, expected {number}" for token, number in wanted.items() if number not in (None, given[token])]
+    if wrong:
+        raise CommandError(
+            f"{folder}: the tokenizer is not this model's, or a file of it is missing ({'; '.join(wrong)}). Copy the folder again, or "
+            "give it the tokenizer.json and tokenizer_config.json that were saved with the weights"
+        )
+    if processor.template not in TEMPLATES:
+        known = ", ".join(TEMPLATES)
+        raise CommandError(f"{folder / 'processor_config.json'}: template is {processor.template!r}, expected one of {known}")
 
 
 def _quantised(folder: Path, load_in: Any, device: str) -> dict[str, Any]:
