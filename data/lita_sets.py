@@ -53,7 +53,7 @@ class LitaSet:
         name: the data set's; "nextqa", "msvdqa" and "msrvttqa" add what their questions end with.
         frames: so many frames of a video, those of a shorter one repeated.
         limit: only the first so many.
-        tolerance: largest share of records that may be unusable (no frames, no events).
+        tolerance: largest share of records that may be unusable (no frames, no events, events turned round or outside their clip).
 
     Raises LitaError.
     """
@@ -71,6 +71,8 @@ class LitaSet:
     ) -> None:
         if task not in TASKS:
             raise LitaError(f"task {task!r}, expected one of {', '.join(TASKS)}")
+        if frames < 1:
+            raise LitaError(f"{frames} frames of a video, expected at least 1")
         self.path, self.task, self.media, self.name = Path(path), task, Path(media), name or Path(path).parent.name
         self.frames = frames
         skipped: Counter[str] = Counter()

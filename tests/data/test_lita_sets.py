@@ -83,6 +83,8 @@ def test_pictures(folder: Path):
 def test_frames_are_spread_evenly(folder: Path):
     (sample,) = opened(folder, CAPTIONS, "dvc", frames=3).samples(0, 0)
     assert [Path(path).stem for path in sample.messages[0]["content"][0]["video"]] == ["0000", "0003", "0006"]
+    with pytest.raises(LitaError, match="0 frames of a video"):
+        opened(folder, CAPTIONS, "dvc", frames=0)
 
 
 def test_frames_of_a_short_video_stand_for_their_moments(folder: Path):
