@@ -39,12 +39,21 @@ async function main([address, executablePath, out, upload]) {
   if (called) await tool.first().click();
   await page.waitForTimeout(700);
   await page.screenshot({ path: `${out}/tool.png`, fullPage: true });
+  const boxes = [];
+  for (const words of ["Where is my right hand?", "Where are my hands?"]) {
+    const asked = await page.locator("#chat small").count();
+    await box.pressSequentially(words);
+    await box.press("Enter");
+    await page.waitForFunction((n) => document.querySelectorAll("#chat small").length > n, asked, { timeout: 120000 });
+    await page.waitForTimeout(700);
+    boxes.push(await box.inputValue());
+  }
   await page.setViewportSize({ width: 390, height: 844 });
   await page.waitForTimeout(700);
   await page.screenshot({ path: `${out}/narrow.png`, fullPage: true });
   const wide = await page.evaluate(() => [document.documentElement.scrollWidth, window.innerWidth]);
   await browser.close();
-  console.log(JSON.stringify({ question, answer, called, outside: [...outside], errors, wide }));
+  console.log(JSON.stringify({ question, answer, called, boxes, outside: [...outside], errors, wide }));
 }
 
 main(process.argv.slice(2)).catch((error) => {

@@ -37,6 +37,7 @@ def test_a_visitor_asks_and_is_answered(root: Path, tmp_path: Path, free_port: i
         found = json.loads(done.stdout)
         assert found["outside"] == [], "the page asked other hosts"
         assert found["errors"] == [] and found["called"] and "x " in found["answer"]
+        assert found["boxes"] == ["", ""], "the question box keeps a question that was asked"
         wide, window = found["wide"]
         assert wide <= window + 8, "the page is wider than a telephone"
     finally:

@@ -41,7 +41,7 @@ TITLE = """<div class="title"><h1>Ask about hands</h1>
 <p>Open a picture or a short clip and ask where hands are, what they hold and where they will go. Nothing leaves this computer.</p></div>"""
 
 # The question box while an answer is written, and when it waits for a question.
-ANSWERING = gr.update(value="", submit_btn=False, stop_btn=True)
+ANSWERING = gr.update(submit_btn=False, stop_btn=True)
 READY = gr.update(submit_btn=True, stop_btn=False)
 
 Outputs = tuple[Any, ...]
@@ -124,6 +124,14 @@ class Page:
             yield (last.session, [*asked, *said], *shown, view.details(last.turn, last.medium), READY)
         except Exception as error:
             yield (gr.skip(), [*asked, view.problem(_one_sentence(error))], *[gr.skip()] * 3, READY)
+
+    def ask_from_box(self, question: str, *settings: Any) -> Iterator[Outputs]:
+        """As `ask`, and empties the question box; a click on a suggested question leaves what stands there."""
+        outputs = self.ask(question, *settings)
+        first = next(outputs)
+        yield (*first[:-1], "")  # before the buttons change: beside other properties, Gradio 6.31 drops a value that it has set before
+        yield first
+        yield from outputs
 
     def _drawn(self, medium: Medium, answers: Sequence[Answer]) -> tuple[str, Any]:
         """The picture and, of a clip, the clip with the answers drawn on them."""
@@ -266,7 +274,7 @@ def _wire(page: Page, blocks: gr.Blocks, opened: list[Any], p: Parts) -> None:
     inputs = [p.tools, p.futures, p.history, p.session, p.chat]
     outputs = [p.session, p.chat, p.stage, p.clip, p.details, p.question]
     one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-    answering: list[Any] = [p.question.submit(page.ask, [p.question, *inputs], outputs, api_name="ask", **one_at_a_time, **quiet)]
+    answering: list[Any] = [p.question.submit(page.ask_from_box, [p.question, *inputs], outputs, api_name="ask", **one_at_a_time, **quiet)]
     answering += [chip.click(page.ask, [chip, *inputs], outputs, **one_at_a_time, **inside) for chip in p.chips]
     p.question.stop(lambda: READY, None, p.question, cancels=answering, queue=False, **inside)
 
