@@ -61,14 +61,16 @@ def make_labels(
     """Labels every window that has none yet; yields how many are done, first those that were there; then writes labels and csv.
 
     Stopped at any moment and taken up again it ends with the same files as uninterrupted. `detector` as of `track_hands`. Raises
-    journal.FolderError for a folder of other settings or windows, FolderBusyError.
+    journal.FolderError for a folder of other settings, windows or things, FolderBusyError.
     """
     out = Path(out)
+    _check_folder(out)
     _check_windows(out, windows)
-    write = partial(_write_window, out, settings, detector, tuple(windows))
+    write = partial(_write_window, out, settings, detector)
     about = {"kind": "prepared clips", "version": VERSION, "size": settings.size, "hands": settings.hands}
     try:
-        yield from journal.fill(out, JOURNAL, MANIFEST, about, write, len(windows), workers)
+        # one at a time, for each takes seconds
+        yield from journal.fill(out, JOURNAL, MANIFEST, about, write, len(windows), workers, jobs=windows, chunksize=1)
     finally:
         if (out / JOURNAL).is_file():
             with suppress(FolderBusyError), exclusive(out):  # who else is writing here ends with the folder himself
@@ -78,6 +80,18 @@ def make_labels(
 def read_windows(out: str | Path) -> list[dict[str, Any]]:
     """The records of a prepared folder. FolderError when there are none."""
     return journal.read_lines(Path(out) / JOURNAL, "make it with scripts/prepare_clips.py")
+
+
+def _check_folder(out: Path) -> None:
+    """Another data set's labels and annotation file would be written over."""
+    if (out / MANIFEST).is_file() or (out / JOURNAL).is_file() or not out.is_dir():
+        return
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    if others:
+        raise journal.FolderError(
+            f"{out}: holds other things ({', '.join(others[:5])}{' …' if len(others) > 5 else ''}) that were not made by prepare_clips.py; "
+            "name a new folder as --out"
+        )
 
 
 def _check_windows(out: Path, windows: Sequence[Window]) -> None:
@@ -105,9 +119,9 @@ def _about(window: Window) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_window(out: Path, settings: LabelSettings, detector: Detector | None, windows: Sequence[Window], index: int) -> str:
-    """Writes the frames of window number `index`; returns its record's line."""
-    record, files = label_window(windows[index], settings, detector)
+def _write_window(out: Path, settings: LabelSettings, detector: Detector | None, window: Window) -> str:
+    """Writes a window's frames; returns its record's line."""
+    record, files = label_window(window, settings, detector)
     return journal.save(out, record, files)
 
 

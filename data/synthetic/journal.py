@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,20 @@ class Journal:
 
 
 def fill(
-    folder: Path, name: str, manifest_name: str, settings: dict[str, Any], write: Callable[[int], str], count: int, workers: int
+    folder: Path,
+    name: str,
+    manifest_name: str,
+    settings: dict[str, Any],
+    write: Callable[[Any], str],
+    count: int,
+    workers: int,
+    *,
+    jobs: Sequence[Any] | None = None,
+    chunksize: int = 8,
 ) -> Iterator[int]:
-    """Brings a journal to at least `count` records by calling `write(index)`; yields how many there are, first what was there.
+    """Brings a journal to at least `count` records by calling `write(index)`, or with what `jobs` has at that index; yields how many there
+    are, first what was there. A worker is handed `chunksize` records at a time, and is asked for them together: what it has done of them is
+    lost when the run is stopped.
 
     The result depends neither on `workers` nor on how often it was stopped. FolderBusyError when another process is writing
     the folder, FolderError when it holds something else.
@@ -115,5 +126,6 @@ def fill(
         journal = Journal(folder, name, manifest_name, settings)
         yield journal.count
         if journal.count < count:
-            with worker_map(write, range(journal.count, count), workers) as lines:
+            left = (range(count) if jobs is None else jobs)[journal.count : count]
+            with worker_map(write, left, workers, chunksize) as lines:
                 yield from journal.extend(lines, count)

@@ -170,6 +170,18 @@ def test_windows_may_be_added_but_not_changed(video: Path, tmp_path: Path):
         list(make_labels(out, windows, LabelSettings(size=64), detector=by_colour))
 
 
+def test_a_folder_of_other_things_is_left_alone(video: Path, tmp_path: Path):
+    """EPIC-KITCHENS' own labels and annotation file have the same names."""
+    out = tmp_path / "epic_kitchens"
+    (out / "labels").mkdir(parents=True)
+    (out / "labels/label_7.pkl").write_bytes(b"theirs")
+    (out / "EPIC_100_train.csv").write_text("theirs")
+    before = contents(out)
+    with pytest.raises(FolderError, match=r"EPIC_100_train.csv, labels.*new folder as --out"):
+        make(out, windows_of(video))
+    assert contents(out) == before
+
+
 def test_no_hand_no_camera_no_future(video: Path, tmp_path: Path):
     empty, plain = film(tmp_path / "empty.mp4", 3.3, hands=()), film(tmp_path / "plain.mp4", 3.3, plain=True)
     one = film(tmp_path / "one.mp4", 3.3, hands=("right",))
