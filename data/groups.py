@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +20,10 @@ from data.sample import Sample
 SPLITS = ("train", "val", "test")
 CLIP_KINDS = ("clip_trajectory",)
 """Kinds whose samples are about clips."""
+
+
+_SET = ("path", "record", "folder", "seed", "split", "kinds", "limit")
+"""Arguments of readers that are no options: they are given otherwise."""
 
 
 class DatasetError(ValueError):
@@ -97,7 +103,20 @@ def open_groups(
     path = Path(path).absolute()
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder ({kind})")
+    if kind in ("synthetic_referral", "trusted_detections"):  # the others hand them on
+        _check_options(path, options or {}, READERS[kind])
     return READERS[kind](path, seed=seed, split=split, kinds=list(kinds) if kinds is not None else None, limit=limit, **(options or {}))
+
+
+def _check_options(path: Path, options: dict[str, Any], reader: Callable[..., Any], *own: str) -> None:
+    """Raises DatasetError for an option that `reader` does not take, and that is none of the data set's `own`."""
+    taken = [name for name, taken in inspect.signature(reader).parameters.items() if taken.kind is not taken.VAR_KEYWORD]
+    known = [*own, *(name for name in taken if name not in _SET)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+            raise DatasetError(f"{path}: options: unknown key {name!r}; {hint}")
 
 
 def _synthetic_referral(
@@ -138,12 +157,14 @@ def _trusted_detections(
 def _tool_dialogues(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
     from data.tool_dialogues import dialogues
 
+    _check_options(path, options, dialogues)
     return _scenes(path, limit, lambda record, epoch: dialogues(record, path, split=split, seed=_mix(seed, epoch), kinds=kinds, **options))
 
 
 def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
     from data.hoi_qa import HOIQAError, read_hoi_qa
 
+    _check_options(path, options, read_hoi_qa)
     by_picture: dict[str, list[Sample]] = {}
     try:
         for sample in read_hoi_qa(path, **options):
@@ -172,6 +193,7 @@ def _clip_trajectory(
     from data.epic_kitchens import EpicError
     from pose_tools.body_models.read import UnsafePickleError
 
+    _check_options(path, options, EpicClips, "offer", "offer_share")
     try:
         clips = EpicClips(path, limit=limit, **options)
     except (EpicError, UnsafePickleError) as error:
@@ -191,6 +213,7 @@ def _lita(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: 
     """`options` as for `data.lita_sets.LitaSet`. No pictures are listed: nothing looks for hands in these sets."""
     from data.lita_sets import LitaError, LitaSet
 
+    _check_options(path, options, LitaSet)
     try:
         records = LitaSet(path, limit=limit, **options)
     except LitaError as error:

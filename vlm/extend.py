@@ -14,6 +14,7 @@ from vlm.answers import TRAJECTORY_TOKEN
 from vlm.config import HandVLMConfig, check_keys
 from vlm.model import HandVLM
 from vlm.processor import HandVLMProcessor, pose_token, processor_options
+from vlm.settings import SettingsError
 from vlm.small_tokenizer import number_token_ids, train_tokenizer
 from vlm.templates import TEMPLATES
 
@@ -35,6 +36,8 @@ class ExtendSettings:
 
     def __post_init__(self) -> None:
         check_keys(self.pose_encoders, self.clip, self.trajectory)
+        if self.template is not None and self.template not in TEMPLATES:
+            raise ValueError(f"template is {self.template!r}, expected one of {', '.join(TEMPLATES)}")
 
 
 def extend(
@@ -42,11 +45,9 @@ def extend(
 ) -> tuple[HandVLM, HandVLMProcessor]:
     """A new model and processor; `texts` are read only to retrain the tokenizer. Fresh parts use torch's global seed.
 
-    Raises ValueError for a pose encoder that is there already, one to leave out that is not, and a template that is unknown.
+    Raises SettingsError for a pose encoder that is there already, and for one to leave out that is not.
     """
     encoders = _encoders(model.config.pose_encoders, settings)
-    if settings.template is not None and settings.template not in TEMPLATES:
-        raise ValueError(f"extend.template is {settings.template!r}, expected one of {', '.join(TEMPLATES)}")
     old = processor.tokenizer
     new = copy.deepcopy(old) if settings.tokenizer == "keep" else train_tokenizer(texts, settings.vocab_size)
     new_words = settings.tokenizer == "retrain"
@@ -61,11 +62,11 @@ def extend(
 def _encoders(old: dict[str, dict[str, Any]], settings: ExtendSettings) -> dict[str, dict[str, Any]]:
     missing = sorted(set(settings.without) - set(old))
     if missing:
-        raise ValueError(f"extend.without: the model has no pose encoder {', '.join(missing)} (it has: {', '.join(old) or 'none'})")
+        raise SettingsError(f"extend.without: the model has no pose encoder {', '.join(missing)} (it has: {', '.join(old) or 'none'})")
     kept = {name: spec for name, spec in old.items() if name not in settings.without}
     known = sorted(set(kept) & set(settings.pose_encoders))
     if known:
-        raise ValueError(f"extend.pose_encoders: the model already has {', '.join(known)}; give the new ones other names")
+        raise SettingsError(f"extend.pose_encoders: the model already has {', '.join(known)}; give the new ones other names")
     return kept | settings.pose_encoders
 
 

@@ -45,6 +45,12 @@ class DatasetSettings:
     """Give the detections of each picture as pose tokens, except with probability `pose_dropout`."""
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "questions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1, or null for all")
+
 
 @dataclass
 class DataSettings:

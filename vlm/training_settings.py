@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vlm.adapters import LoraSettings
+from vlm.adapters import LoraSettings, is_adapter
 from vlm.build import BuildSettings
+from vlm.config import HandVLMConfig
 from vlm.extend import ExtendSettings
 from vlm.parts import PartsSettings
 from vlm.training_data import DataSettings
@@ -85,8 +87,26 @@ class FinetuneSettings:
                 raise ValueError(f"{name} is {value}, expected a positive number")
         if isinstance(self.deepspeed, str) and not Path(self.deepspeed).is_file():
             raise ValueError(f"deepspeed: {self.deepspeed}: no such file")
-        if self.model is not None and not Path(self.model).is_dir():
-            raise ValueError(f"model: {self.model}: no such folder; expected one that save_pretrained, finetune.py or convert.py wrote")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}, expected 0 or more")
+        if self.model is not None:
+            _check_model(Path(self.model))
+
+
+def _check_model(folder: Path) -> None:
+    """Raises ValueError for what is not a HandVLM's folder. Another program's would be read as a HandVLM of default size, 7 billion random
+    parameters."""
+    if not folder.is_dir():
+        raise ValueError(f"model: {folder}: no such folder; expected one that save_pretrained, finetune.py or convert.py wrote")
+    if is_adapter(folder):
+        return
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"model: {folder}: no whole config.json ({error}); expected what finetune.py or convert.py wrote") from None
+    if kind != HandVLMConfig.model_type:
+        remedy = "scripts/convert.py makes one of a published checkpoint"
+        raise ValueError(f"model: {folder}: holds a {kind!r}, expected {HandVLMConfig.model_type!r}; {remedy}")
 
 
 # What may change when a run is resumed: how long, how often it speaks and saves, and how its batch is cut up.

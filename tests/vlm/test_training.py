@@ -285,11 +285,30 @@ def test_the_command_checks_trains_and_refuses_in_one_line(base: Path, world: Pa
         ({"parts": {"projector": {"mode": "lora"}}}, "projector cannot be 'lora'"),
         ({"data": {"datasets": []}}, "datasets is empty"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"extend": {"template": "vicuna"}}, "extend: template is 'vicuna', expected one of chat"),
+        ({"data": {"datasets": [{"kind": "lita", "path": "a.json", "questions": 0}]}}, "questions is 0, expected at least 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(base: Path, world: Path, tmp_path: Path, change: dict, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         settings(tmp_path, base, world, **change)
+
+
+def test_a_published_checkpoint_is_not_taken_for_a_model(base: Path, world: Path, tmp_path: Path) -> None:
+    """It would be made as a HandVLM of default size, with random weights."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "handsonvlm", "hidden_size": 4096}))
+    with pytest.raises(SettingsError, match=r"holds a 'handsonvlm', expected 'handvlm'; scripts/convert.py"):
+        settings(tmp_path / "out", base, world, model=str(tmp_path))
+
+
+def test_an_option_that_a_data_set_has_not_is_refused(world: Path) -> None:
+    from data.groups import DatasetError, open_groups
+
+    with pytest.raises(DatasetError, match="options: unknown key 'tolerence'; did you mean 'tolerance'"):
+        open_groups("clip_trajectory", world, options={"tolerence": 1.0})
+    with pytest.raises(DatasetError, match="options: unknown key 'reapeat'; did you mean 'repeat'"):
+        open_groups("synthetic_referral", world, options={"reapeat": {}})
 
 
 def test_missing_pictures_are_found_before_any_step(base: Path, world: Path, tmp_path: Path) -> None:
