@@ -96,9 +96,9 @@ def address(answers: tuple[ByRote, Any], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "load_model", lambda *_, **__: answers)
-        patch.setattr(layout, "LIMITS", Limits(pixels=400_000, seconds=5, megabytes=1))
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         blocks, settings = demo.prepare(options, folder)
+        patch.setattr(layout, "LIMITS", Limits(pixels=400_000, seconds=5, megabytes=1))
         _, url, _ = blocks.launch(**settings, prevent_thread_lock=True, quiet=True)
         yield url
         blocks.close()
