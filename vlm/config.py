@@ -16,6 +16,16 @@ TRAJECTORY_KEYS = (
     "head", "options", "steps", "rate", "hand_layout", "position_code", "feedback_noise", "weight", "observed", "observed_code", "space",
     "compat",
 )  # fmt: skip
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "clip.slow": ("spread", "last"),
+    "trajectory.hand_layout": ("left_right", "right_left_interleaved"),
+    "trajectory.position_code": (None, "fourier", "handsonvlm"),
+    "trajectory.observed_code": ("fourier", "handsonvlm", "none"),
+    "trajectory.space": ("grid", "frame"),
+    "trajectory.compat": (None, False, True, "handsonvlm", "handsonvlm_fp32"),
+}
+COUNTS = {"clip.slow_frames": 0, "clip.pool": 1, "clip.duplicates": 1, "clip.total": 1, "clip.frames": 1, "trajectory.steps": 1}
+"""The least that may be given; null is nothing given."""
 
 
 @strict
@@ -118,7 +128,8 @@ class HandVLMConfig(PreTrainedConfig):
 def check_keys(
     pose_encoders: Mapping[str, Mapping[str, Any]] | None, clip: Mapping[str, Any] | None, trajectory: Mapping[str, Any] | None
 ) -> None:
-    """Raises ValueError for a key that HandVLMConfig does not describe, which would silently change nothing, and for a lacking one."""
+    """Raises ValueError for a key that HandVLMConfig does not describe, which would silently change nothing, for a lacking one, and for a
+    value that is none of those described."""
     for name, encoder in (pose_encoders or {}).items():
         _check(f"pose_encoders.{name}", encoder, POSE_ENCODER_KEYS)
     _check("clip", clip or {}, CLIP_KEYS)
@@ -133,3 +144,9 @@ def _check(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ValueError(f"{place}: unknown key {key!r}; {hint}")
+    for key, value in given.items():
+        name = f"{place}.{key}"
+        if name in CHOICES and not any(value is choice or (isinstance(value, str) and value == choice) for choice in CHOICES[name]):
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, CHOICES[name]))}")
+        if name in COUNTS and value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < COUNTS[name]):
+            raise ValueError(f"{name} is {value!r}, expected a whole number of at least {COUNTS[name]}")
