@@ -7,7 +7,7 @@ minigpt    `{<x1><y1><x2><y2>}`, whole numbers 0–100: a hundredth, rounded
 no clamping, minus signs and decimals accepted, inverted boxes passed on.
 
 Reading is linear in the length of the text. What looks like a box but is none (inverted, out of range, three numbers, other
-digits than 0–9, cut off at the end) is reported with its reason, so that nobody can lose it silently.
+digits than 0–9, cut off) is reported with its reason, so that nobody can lose it silently.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ class Dialect:
     example: str
 
 
-def _attempt(opening: str, inside: str, closing: str) -> re.Pattern[str]:
+def _attempt(opening: str, inside: str, closing: str, two: str) -> re.Pattern[str]:
     """An attempt at a box is a bracket that holds only digits (of any script), signs and separators, at least one digit.
 
-    The closing bracket may be missing at the end of the text (an answer cut short) or after `_LONGEST` characters. Nothing
-    backtracks and no run of characters is read from two brackets, so any text is read in linear time.
+    The closing bracket may be missing at the end of the text (an answer cut short), after `_LONGEST` characters, or where `two`
+    numbers stand behind the bracket already (words, or the next box, begin in the middle of this one). Nothing backtracks and no run
+    of characters is read from two brackets, so any text is read in linear time.
     """
-    run = rf"[{inside}]"
-    return re.compile(rf"{opening}(?={run}{{0,{_LONGEST}}}?\d)(?:{run}{{0,{_LONGEST}}}+(?:{closing}|\Z)|{run}{{{_LONGEST},}}+)")
+    run, most = rf"[{inside}]", rf"[{inside}]{{0,{_LONGEST}}}+"
+    return re.compile(rf"{opening}(?={run}{{0,{_LONGEST}}}?\d)(?:{most}(?:{closing}|\Z)|{run}{{{_LONGEST},}}+|(?={two}){most})")
 
 
 DIALECTS: dict[str, Dialect] = {
     "norm1000": Dialect(
         1000,
         "[{}, {}, {}, {}]",
-        _attempt(r"\[", r"\d\s,.;+\-", r"\]"),
+        _attempt(r"\[", r"\d\s,.;+\-", r"\]", two=r"\d{1,9}+\s{0,9}+,\s{0,9}+\d"),
         re.compile(r"\[\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*\]"),
         re.compile(r"\[\s*" + r"\s*,\s*".join([r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)"] * 4) + r"\s*\]"),
         "[120, 45, 380, 290]",
@@ -64,7 +65,7 @@ DIALECTS: dict[str, Dialect] = {
     "minigpt": Dialect(
         100,
         "{{<{}><{}><{}><{}>}}",
-        _attempt(r"\{", r"\d\s<>,.;+\-", r"\}"),
+        _attempt(r"\{", r"\d\s<>,.;+\-", r"\}", two=r"<\d{1,9}+><\d"),
         re.compile(r"\{<([0-9]{1,9})><([0-9]{1,9})><([0-9]{1,9})><([0-9]{1,9})>\}"),
         re.compile(r"\{" + r"<(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)>" * 4 + r"\}"),
         "{<12><4><38><29>}",

@@ -59,6 +59,7 @@ def test_examples():
         ("[0, 0, 5, 6, 7]", "norm1000", "box of 5 numbers"),
         ("[0 0 5 6]", "norm1000", "malformed"),
         ("[0, 0, 5", "norm1000", "cut off"),
+        ("[0, 0, 5, left hand", "norm1000", "cut off"),
         ("[١, ٢, ٣, ٤]", "norm1000", "digits other"),
         ("[1, 2, ３, 4]", "norm1000", "digits other"),
         ("[" + "9" * 300 + ", 1, 2, 3]", "norm1000", "without end"),
@@ -68,6 +69,7 @@ def test_examples():
         ("{<0> <0><10><5>}", "minigpt", "malformed"),
         ("{<0><0><10>}", "minigpt", "box of 3 numbers"),
         ("{<0><0><1", "minigpt", "cut off"),
+        ("{<0><0> and", "minigpt", "cut off"),
     ],
 )
 def test_what_is_no_box_is_a_problem(text, name, problem):
@@ -77,6 +79,12 @@ def test_what_is_no_box_is_a_problem(text, name, problem):
     good = format_numbers((0, 0, 1, 1), name)
     assert len(parse_boxes(f"{good} {text}", (10, 10), name, problems=problems)) == 1
     assert problems == [found.problem]
+
+
+def test_a_box_that_begins_within_another_is_read():
+    broken, good = find_boxes("[609, 356, 854, right hand [600, 350, 850, 640]")
+    assert "cut off" in broken.problem and good.box == (0.6, 0.35, 0.85, 0.64)
+    assert find_boxes("the 2 [of 3], see [fig 2] and [1 of them") == []
 
 
 def test_problems_are_logged_when_nobody_takes_them(caplog):
