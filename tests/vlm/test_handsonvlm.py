@@ -23,7 +23,7 @@ from vlm.checkpoints.handsonvlm import (
     load_tokenizer,
     tower_tensors,
 )  # fmt: skip
-from vlm.checkpoints.reading import read_model_folder
+from vlm.checkpoints.reading import read_checkpoint, read_model_folder
 from vlm.config import HandVLMConfig
 from vlm.model import CheckpointError, HandVLM
 from vlm.trajectory import CVAEHead, MLPHead
@@ -151,8 +151,39 @@ def test_a_tokenizer_that_is_not_there_or_only_a_pointer_is_said_to_be(tmp_path:
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
     for source in (tmp_path, tmp_path / "tokenizer.model"):
-        with pytest.raises(CheckpointError, match="no tokenizer could be read"):
+        with pytest.raises(CheckpointError, match="tokenizer.model: a Git LFS pointer"):
             convert(tiny(), TEXT, VISION, source)
+
+
+class Spy:
+    def __reduce__(self):
+        return print, ("read",)
+
+
+def test_what_is_no_checkpoint_is_told_as_what_it_is(tmp_path: Path):
+    file = tmp_path / "pytorch_model.bin"
+    for content, said in ((b"<!DOCTYPE html><html>", "begins with b'<!DOCTYPE html>.*fetch it again"), (b"", r"empty \(0 bytes\); fetch")):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=said):
+            read_model_folder(tmp_path)
+    torch.save({"x": torch.zeros(1), "spy": Spy()}, file)
+    with pytest.raises(CheckpointError, match="could run code when read .it calls print") as refusal:
+        read_model_folder(tmp_path)
+    assert "weights_only" not in str(refusal.value), "torch's advice is to run it"
+    with pytest.raises(CheckpointError, match="a folder, expected a file"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["32", 0, None])
+def test_a_size_that_is_no_number_is_refused(size: object):
+    with pytest.raises(CheckpointError, match=f"hidden_size is {size!r}, expected whole numbers"):
+        expected_keys(TEXT | {"hidden_size": size}, VISION)
+
+
+def test_where_the_tower_lay_is_not_told(tmp_path: Path):
+    CLIPVisionConfig(**VISION).save_pretrained(tmp_path)
+    tower = CLIPVisionConfig.from_pretrained(tmp_path)
+    assert str(tmp_path) not in convert(tiny(), TEXT, tower).config.to_json_string()
 
 
 @pytest.mark.parametrize("beside", [(), ("config.json",), ("added_tokens.json", "tokenizer_config.json"), ("added_tokens.json",)])
@@ -190,5 +221,5 @@ def test_llava_projector(prefix: str, caplog: pytest.LogCaptureFixture):
     assert set(found) == {"model.multi_modal_projector.linear_1.weight", "model.multi_modal_projector.linear_1.bias"}
     with pytest.raises(CheckpointError, match="width 8"):
         llava_projector({"mm_projector.weight": weight, "mm_projector.bias": bias}, 16)
-    with pytest.raises(CheckpointError, match="one linear projector"):
+    with pytest.raises(CheckpointError, match="one linear projector.*llava-pretrain-vicuna-7b"):
         llava_projector({"mm_projector.0.weight": weight, "mm_projector.0.bias": bias})

@@ -196,8 +196,13 @@ def llava_projector(state_dict: Mapping[str, Any], hidden_size: int | None = Non
         logger.info("left out, because it is no part of the projector: %s", shown(others))
     if set(found) != {"weight", "bias"} or found["weight"].dim() != 2 or found["bias"].shape != found["weight"].shape[:1]:
         shapes = {name: tuple(value.shape) for name, value in found.items()}
-        raise CheckpointError(f"expected one linear projector, mm_projector.weight and .bias, got {shapes}")
+        raise CheckpointError(
+            f"expected one linear projector, mm_projector.weight and .bias, got {shapes or 'no such tensor'}; give mm_projector.bin of "
+            "liuhaotian/llava-pretrain-vicuna-7b-v1.3 or -13b-v1.3 (LLaVA-1.5's has two layers)"
+        )
     if hidden_size is not None and found["weight"].shape[0] != hidden_size:
-        raise CheckpointError(f"the projector leads to width {found['weight'].shape[0]}, the language model has {hidden_size}")
+        raise CheckpointError(
+            f"the projector leads to width {found['weight'].shape[0]}, expected {hidden_size}; give that of this language model"
+        )
     refuse({"not finite": not_finite(found)}, "The projector is damaged", "Fetch it again.")
     return {f"model.multi_modal_projector.linear_1.{name}": value for name, value in found.items()}

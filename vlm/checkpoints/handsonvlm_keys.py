@@ -116,6 +116,11 @@ def sizes_of(config: Any) -> dict[str, Any]:
     lacking = sorted(set(PUBLISHED["7b"]) - set(sizes))
     if lacking:
         raise CheckpointError(f"HandsOnVLM config: {', '.join(lacking)} missing; give the checkpoint's own config.json, or '7b' or '13b'")
+    wrong = [f"{name} is {sizes[name]!r}" for name in PUBLISHED["7b"] if type(sizes[name]) is not int or sizes[name] < 1]
+    if wrong:
+        raise CheckpointError(
+            f"HandsOnVLM config: {', '.join(wrong)}, expected whole numbers of at least 1; give the checkpoint's own config.json"
+        )
     if sizes.get("traj_decoder", "CVAE") not in _HEADS:
         raise CheckpointError(f"HandsOnVLM config: traj_decoder is {sizes['traj_decoder']!r}, expected one of {', '.join(_HEADS)}")
     return sizes
@@ -131,6 +136,7 @@ def vision_of(config: Any, vision_config: Any) -> dict[str, Any]:
         vision_config = getattr(vision_config, "vision_config", vision_config).to_dict()
     given = _fields(vision_config or {})
     given = dict(given.get("vision_config") or given)  # the config of a whole CLIP holds its tower's
+    given.pop("_name_or_path", None)  # where it lay on somebody's machine
     return CLIPVisionConfig(**(CLIP_VIT_L_14 | given)).to_dict()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from vlm.checkpoints.reading import refused
+from vlm.checkpoints.reading import refuse_pointer, refused
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -17,11 +17,14 @@ def load_tokenizer(source: str | Path) -> Any:
 
     Raises CheckpointError where there is none, or a broken one.
     """
+    named = Path(source)
+    if (file := named if named.is_file() else named / "tokenizer.model").is_file():
+        refuse_pointer(file)
     with refused(
         f"{source}: no tokenizer could be read from there",
         "Give the tokenizer.model (with added_tokens.json, if there is one) that came with the model, whole, or name it with --tokenizer.",
     ):
-        return _tokenizer_of(Path(source))
+        return _tokenizer_of(named)
 
 
 def _tokenizer_of(source: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from vlm.model import CheckpointError
 
 _SHOWN = 8
 _POINTER = b"version https://git-lfs"
+_TORCH = (b"PK", b"\x80")
+"""How files of torch.save begin: a zip archive, or a pickle of before torch 1.6."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -26,10 +29,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; fetch that with git lfs pull")
+        raise CheckpointError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+    refuse_pointer(path)
+    _check_start(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -44,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, because it holds more than tensors and plain values and could run code when read "
-            f"({' '.join(str(error).split())[:200]}). If you trust who made it, write its tensors to a new file there: "
+            f"({_reason(error)}). If you trust who made it, write its tensors to a new file there: "
             "torch.save({'model': checkpoint['model']}, path)"
         ) from error
     except Exception as error:  # a broken file makes torch and safetensors raise nearly anything
@@ -54,6 +56,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors")
     return content
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises CheckpointError for what Git leaves in the place of a large file that was not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; fetch that with git lfs pull")
+
+
+def _check_start(path: Path) -> None:
+    """Raises CheckpointError for an empty file, and for one that no torch.save has written, such as a page that was downloaded in its
+    place."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty (0 bytes); fetch it again")
+    if path.suffix != ".safetensors" and not start.startswith(_TORCH):
+        raise CheckpointError(f"{path}: no checkpoint, it begins with {start!r}; fetch it again")
+
+
+def _reason(error: BaseException) -> str:
+    """What torch says of a pickle's contents, without its advice to read it all the same."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it calls {named[1]}" if named else " ".join(str(error).split())[:200]
 
 
 def read_model_folder(folder: str | Path) -> dict[str, Tensor]:

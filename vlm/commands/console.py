@@ -45,6 +45,8 @@ def _words(error: BaseException) -> str:
     """The message; of the system's own errors, which only name a number and a file, what to look at, too."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: cannot be read or written ({error.strerror}); check the path, the rights and the room on the disk"
+    if type(error).__name__ == "SafetensorError":  # it names no file when it reads
+        return f"a file of weights cannot be read or written ({error}); check its path, the room on the disk, and that it was copied whole"
     return str(error)
 
 
@@ -61,6 +63,8 @@ def positive(text: str) -> int:
 
 def user_errors() -> tuple[type[BaseException], ...]:
     """The errors whose message is meant for the person at the keyboard."""
+    from safetensors import SafetensorError
+
     from data.groups import DatasetError
     from data.hand_samples import HandDataError
     from data.hoi_qa import HOIQAError
@@ -80,5 +84,6 @@ def user_errors() -> tuple[type[BaseException], ...]:
 
     return (
         CommandError, DatasetError, FolderError, HOIQAError, SampleError, ImageError, ToolError, UnknownBackend, RecordsError,
-        CheckpointError, SettingsError, QuantizationError, VideoError, MediumError, ExamplesError, HandDataError, SubmissionError, OSError,
+        CheckpointError, SettingsError, QuantizationError, VideoError, MediumError, ExamplesError, HandDataError, SubmissionError,
+        SafetensorError, OSError,
     )  # fmt: skip

@@ -30,11 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Writes the folder whole or not at all."""
     import torch
+    from transformers.utils import logging as transformers_logging
 
     from vlm.checkpoints import handsonvlm
     from vlm.checkpoints.reading import read_model_folder
 
     logging.getLogger("vlm.checkpoints").setLevel(logging.INFO)  # what is left out is said
+    transformers_logging.set_verbosity_error()  # what does not fit is said here
+    transformers_logging.disable_progress_bar()
     if options.out.exists():
         raise CommandError(f"{options.out} exists already; name a new folder")
     config_file = options.checkpoint / "config.json"

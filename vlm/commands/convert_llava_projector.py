@@ -22,11 +22,16 @@ def main(options: argparse.Namespace) -> int:
     from pose_tools.files import atomic_path
     from vlm.checkpoints.handsonvlm import llava_projector
     from vlm.checkpoints.reading import read_checkpoint
+    from vlm.model import CheckpointError
 
     logging.getLogger("vlm.checkpoints").setLevel(logging.INFO)  # what is left out is said
     if options.out.exists() or options.out.suffix != ".safetensors":
         raise CommandError(f"{options.out} exists already or is not named .safetensors; name a new file")
-    tensors = llava_projector(read_checkpoint(options.checkpoint), options.width)
+    content = read_checkpoint(options.checkpoint)
+    try:
+        tensors = llava_projector(content, options.width)
+    except CheckpointError as error:
+        raise CommandError(f"{options.checkpoint}: {error}") from error
     with atomic_path(options.out) as path:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
     width, channels = tensors["model.multi_modal_projector.linear_1.weight"].shape
