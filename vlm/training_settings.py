@@ -98,12 +98,13 @@ def _check_model(folder: Path) -> None:
     parameters."""
     if not folder.is_dir():
         raise ValueError(f"model: {folder}: no such folder; expected one that save_pretrained, finetune.py or convert.py wrote")
-    if is_adapter(folder):
+    file = folder / "config.json"
+    if is_adapter(folder) or not file.is_file():
         return
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"model: {folder}: no whole config.json ({error}); expected what finetune.py or convert.py wrote") from None
+        kind = json.loads(file.read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"model: {file}: no whole config ({error}); expected what finetune.py or convert.py wrote") from None
     if kind != HandVLMConfig.model_type:
         remedy = "scripts/convert.py makes one of a published checkpoint"
         raise ValueError(f"model: {folder}: holds a {kind!r}, expected {HandVLMConfig.model_type!r}; {remedy}")
