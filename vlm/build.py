@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from pose_tools.grounding import DIALECTS
+from pose_tools.grounding import DIALECTS, DialectName
 from vlm.answers import TRAJECTORY_TOKEN
 from vlm.checkpoints.reading import refuse
 from vlm.config import HandVLMConfig, check_keys
@@ -19,6 +19,7 @@ from vlm.extend import add_slots
 from vlm.model import CheckpointError, HandVLM
 from vlm.processor import HandVLMProcessor, pose_token, processor_options
 from vlm.small_tokenizer import number_token_ids, train_tokenizer
+from vlm.templates import TEMPLATES
 from vlm.vision import MERGED, fourier_code, probe_grid
 
 Part = dict[str, Any] | str
@@ -44,14 +45,14 @@ class BuildSettings:
     projector_weights: str | None = None
     time_tokens: int = 0
     image_size: int = 336
-    view: str = "letterbox"
-    interpolation: str = "bicubic"
+    view: Literal["letterbox", "center_crop", "squash"] = "letterbox"
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
     image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
     vision_feature_layer: int = -2
-    vision_feature_select_strategy: str = "default"
-    token_reducer: str = "all"
-    projector_type: str = "mlp"
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    token_reducer: Literal["all", "merge-4"] = "all"
+    projector_type: Literal["linear", "mlp"] = "mlp"
     projector_norm: bool = False
     grid_position: float = 0.0
     pose_encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -59,10 +60,12 @@ class BuildSettings:
     trajectory: dict[str, Any] | None = None
     number_sigma: float = 0.0
     template: str = "chat"
-    dialect: str = "norm1000"
+    dialect: DialectName = "norm1000"
 
     def __post_init__(self) -> None:
         check_keys(self.pose_encoders, self.clip, self.trajectory)
+        if self.template not in TEMPLATES:
+            raise ValueError(f"template is {self.template!r}, expected one of {', '.join(TEMPLATES)}")
 
 
 def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, HandVLMProcessor]:

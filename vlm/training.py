@@ -27,11 +27,12 @@ from vlm import adapters
 from vlm import settings as settings_io
 from vlm.build import build
 from vlm.extend import extend
-from vlm.model import HandVLM
+from vlm.model import CheckpointError, HandVLM
 from vlm.parts import apply_parts, embedding_prefix, format_plan, plan
 from vlm.path_noise import PathNoise
 from vlm.processor import HandVLMProcessor
 from vlm.run_folder import RESULT_FILE, SETTINGS_FILE, START, RunFolder, TrainingError, link_or_copy
+from vlm.settings import SettingsError
 from vlm.trainer import POSITION_FILE, TRAINER_FILES, Collator, HandVLMTrainer
 from vlm.training_data import TrainingRows, texts
 from vlm.training_settings import RESUMABLE, FinetuneSettings
@@ -208,7 +209,7 @@ def planned_steps(settings: FinetuneSettings, rows: TrainingRows, processes: int
 
 def make_start(settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
     """The model a run starts from, in memory: built, extended, or as it was; fresh weights are a function of the seed, a fresh
-    tokenizer of the data."""
+    tokenizer of the data. Raises SettingsError for a model that cannot be made."""
     samples = TrainingRows(settings.data, None, seed=settings.seed, length=0)
     new = settings.build or settings.extend
     words: list[str] = []
@@ -217,9 +218,24 @@ def make_start(settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
         words = list(texts(samples, settings.tokenizer_rows, template))
     set_seed(settings.seed)  # only now: a detector that looks at pictures for the first time draws random numbers too
     if settings.build is not None:
-        return build(settings.build, words)
+        with _refusals_as_settings():
+            return build(settings.build, words)
     model, processor = load_start(settings, Path(settings.model or ""))
-    return (model, processor) if settings.extend is None else extend(model, processor, settings.extend, words)
+    if settings.extend is None:
+        return model, processor
+    with _refusals_as_settings():
+        return extend(model, processor, settings.extend, words)
+
+
+@contextlib.contextmanager
+def _refusals_as_settings() -> Iterator[None]:
+    """What cannot be built or extended is an error of the run's settings, which a person reads in one line."""
+    try:
+        yield
+    except (CheckpointError, SettingsError):
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def load_start(settings: FinetuneSettings, start: Path) -> tuple[HandVLM, HandVLMProcessor]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.runs import make_world
 from tests.tiny import CLIP, LLAMA, tiny
 from vlm.build import BuildSettings
 from vlm.config import HandVLMConfig
 from vlm.extend import ExtendSettings
 from vlm.settings import SettingsError, from_mapping
+from vlm.training import make_start
+from vlm.training_settings import FinetuneSettings
 
 MISSPELT = [
     ({"trajectory": {"head": "path", "steps": 4, "hand_layuot": "left_right"}}, "trajectory: unknown key 'hand_layuot'.*'hand_layout'"),
@@ -25,6 +30,21 @@ def test_a_misspelt_key_is_refused(wrong: dict, message: str) -> None:
     for kind, needed in ((BuildSettings, {"language_model": LLAMA, "vision_tower": CLIP}), (ExtendSettings, {})):
         with pytest.raises(SettingsError, match=message):
             from_mapping(kind, needed | wrong)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"vocab_size": 10}, "vocab_size is 10, .* give at least"),
+    ({"trajectory": {"head": "pth", "steps": 4}}, "head is 'pth'"),
+    ({"language_model": {"hidden_size": 8}}, "a fresh part needs 'model_type'"),
+    ({"view": "lettrbox"}, "build.view: got 'lettrbox'"),
+    ({"token_reducer": "merge-5"}, "build.token_reducer: got 'merge-5'"),
+    ({"template": "llava"}, "build: template is 'llava', expected one of chat,"),
+])  # fmt: skip
+def test_a_model_that_cannot_be_built_is_an_error_of_the_settings(wrong: dict, message: str, tmp_path: Path) -> None:
+    build = {"language_model": LLAMA, "vision_tower": CLIP, "image_size": 56, "vocab_size": 1500} | wrong
+    data = {"datasets": [{"kind": "synthetic_referral", "path": str(make_world(tmp_path / "train", 2))}]}
+    with pytest.raises(SettingsError, match=message):
+        make_start(from_mapping(FinetuneSettings, {"output": str(tmp_path), "build": build, "data": data, "steps": 1}))
 
 
 @pytest.mark.parametrize("trajectory, message", [
