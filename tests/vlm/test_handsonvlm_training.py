@@ -34,8 +34,8 @@ def test_the_published_recipes_load_and_have_the_published_shares(root: Path, si
     assert settings.parts.vision_tower.mode == "freeze" and settings.optimizer.clip == 0
 
 
-def test_the_lora_recipe_keeps_the_head(root: Path, tmp_path: Path):
-    overrides = [f"model={tmp_path}", f"deepspeed={root}/scripts/configs/zero2.json"]
+def test_the_lora_recipe_keeps_the_head(root: Path):
+    overrides = [f"model={root}/demos/assets/vlm_small", f"deepspeed={root}/scripts/configs/zero2.json"]
     settings = load(FinetuneSettings, root / "scripts/configs/handsonvlm_lora.yaml", overrides)
     assert settings.parts.heads.mode == "train" and settings.parts.uses_lora and (settings.lora.rank, settings.lora.alpha) == (64, 16)
 

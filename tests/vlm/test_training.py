@@ -224,12 +224,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(base: Path, world: Path, tmp_pa
     assert not RunFolder(tmp_path / "out").checkpoints
 
 
-def test_a_run_can_build_its_model_and_validate(world: Path, tmp_path: Path) -> None:
+def test_a_run_can_build_its_model_and_validate(base: Path, world: Path, tmp_path: Path) -> None:
     from tests.tiny import KINDS, LLAMA
 
     options = settings(
         tmp_path / "out",
-        tmp_path,
+        base,
         world,
         steps=2,
         validation={"datasets": [{"kind": "synthetic_referral", "path": str(world), "limit": 3}]},

@@ -379,8 +379,8 @@ def test_folders_that_are_cut_off_or_hold_something_else_are_said_to_be(tmp_path
             vlm4hoi.load_tokenizer(source)
 
 
-def test_the_published_recipe_is_a_valid_setting(root, tmp_path):
-    settings = load(FinetuneSettings, root / "scripts/configs/vlm4hoi_7b.yaml", [f"model={tmp_path}"])
+def test_the_published_recipe_is_a_valid_setting(root):
+    settings = load(FinetuneSettings, root / "scripts/configs/vlm4hoi_7b.yaml", [f"model={root}/demos/assets/vlm_small"])
     assert (settings.lora.rank, settings.lora.alpha, settings.lora.targets) == (64, 16, ["q_proj", "v_proj"])
     assert settings.optimizer.final_factor < 1 and settings.optimizer.warmup_steps < settings.steps
     assert settings.parts.language_model.mode == "lora" and settings.parts.vision_tower.mode == "freeze"
