@@ -1,4 +1,4 @@
-"""LITA's tasks as text: moments of a clip as tokens `<t0>` … `<t99>`, dense captions, events, and reasoning about time.
+"""LITA's tasks as text: moments of a clip as tokens `<t0>` … `<t99>`, dense captions, events, reasoning about time, video questions.
 
 Seconds count from the clip's start; `<t99>` is its end. What is written can be parsed again to half a token's length.
 """
@@ -77,6 +77,16 @@ def parse_dense_captions(text: str, duration: float, tokens: int = TIME_TOKENS) 
 def format_reasoning(text: str, duration: float, tokens: int = TIME_TOKENS) -> str:
     """Moments in seconds inside a text, `<12.3>`, as time tokens; everything else stays."""
     return _SECONDS.sub(lambda match: format_time(float(match[1]), duration, tokens), text)
+
+
+def format_video_question(question: str, name: str) -> str:
+    """A question of the video question set `name` as it is asked: with a capital, and in the sets of SHORT_ANSWER with a question mark and
+    how to answer, in one line."""
+    question = question.strip()
+    question = question[:1].upper() + question[1:] if len(question) > 1 else question
+    if name not in SHORT_ANSWER:
+        return question
+    return f"{question}{'' if question.endswith('?') else '?'} {SHORT_ANSWER[name]}"
 
 
 def seconds_in(text: str) -> list[float]:

@@ -2,8 +2,9 @@
 
 dvc                  dense captions: {video: {"duration", "timestamps": [[start, end], …], "sentences": […]}}, frames in <root>/<video>/
 event_loc            the same files: when does one of the events happen
-temporal_reasoning   {video: {"duration", "QA": [{"q", "a"}, …]}}, moments in answers in seconds, `<12.3>`
-vidqa                [{"video", "QA": [{"q", "a"}, …]}, …]
+temporal_reasoning   {video: {"duration", "QA": [{"q", "a"}, …]}}, moments in answers in seconds, `<12.3>`; the validation file is a list of
+                     {"vid", "duration", "question", "answer"}, and its frames are in <root>/v_<vid>/
+vidqa                [{"video", "QA": [{"q", "a"}, …]}, …], "video" a file or a folder of frames in <root>
 imgqa                LLaVA-Instruct: [{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, …]}, …], "<image>" in a
                      question; a record without an image is a conversation in words
 
@@ -23,8 +24,9 @@ import numpy as np
 
 from data import lita_strings as strings
 from data.json_file import read_json
-from data.lita import SHORT_ANSWER, TIME_TOKENS, format_dense_captions, format_event, format_reasoning, seconds_in
+from data.lita import TIME_TOKENS, format_dense_captions, format_event, format_reasoning, format_video_question, seconds_in
 from data.sample import Sample, SampleError, Source, assistant, user
+from data.video_frames import VideoFrames
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class LitaSet:
     Args:
         path: the json file.
         task: one of TASKS.
-        media: the folder with a folder of frames per video (in the order of their names), or with the pictures of "imgqa".
+        media: the folder with the videos, each a file or a folder of frames (in the order of their names), or with the pictures of
+            "imgqa". A record's video is a path in it.
         name: the data set's; "nextqa", "msvdqa" and "msrvttqa" add what their questions end with.
         frames: so many frames of a video, those of a shorter one repeated.
         limit: only the first so many.
@@ -138,6 +141,8 @@ class LitaSet:
     def _medium(self, key: str) -> dict[str, Any]:
         if self.task == "imgqa":
             return {"type": "image", "image": str(self.media / key)}
+        if (self.media / key).is_file():
+            return {"type": "video", "video": VideoFrames(self.media / key, self.frames)}
         paths = _frame_paths(self.media / key)
         chosen = np.round(np.linspace(0, len(paths) - 1, self.frames)).astype(int)
         return {"type": "video", "video": [str(paths[number]) for number in chosen]}
@@ -146,9 +151,10 @@ class LitaSet:
         """Why a record cannot be used: as it is counted, and what is wrong with it."""
         if Path(key).is_absolute() or ".." in Path(key).parts:
             raise LitaError(f"{self.path}: {key!r} leaves the folder of its media")
-        there = not key or (self.media / key).is_file() if self.task == "imgqa" else bool(_frame_paths(self.media / key))
+        pictures = self.task == "imgqa"
+        there = (self.media / key).is_file() or (not key if pictures else bool(_frame_paths(self.media / key)))
         if not there:
-            return "have no frames" if self.task != "imgqa" else "have no picture", str(self.media / key)
+            return "have no picture" if pictures else "have no video, or one without frames", str(self.media / key)
         try:
             turns = self._every_turn(record)
             outside = _not_in_clip(record) if self.task in ("dvc", "event_loc") else None
@@ -185,7 +191,9 @@ def _records(path: Path, task: str) -> Iterator[tuple[str, Any]]:
         content = read_json(path)
     except (OSError, ValueError) as error:
         raise LitaError(f"{path}: no whole json file ({error})") from None
-    named = task in ("dvc", "event_loc", "temporal_reasoning")
+    if task == "temporal_reasoning" and isinstance(content, list):
+        content = _by_video(path, content)
+    named = task in TEMPORAL_TASKS
     if not isinstance(content, dict if named else list):
         raise LitaError(f"{path}: holds a {type(content).__name__}, expected {'an object by video' if named else 'a list'} for {task}")
     if named:
@@ -199,6 +207,20 @@ def _records(path: Path, task: str) -> Iterator[tuple[str, Any]]:
         if not isinstance(record, dict) or not isinstance(record.get(key), str):
             raise LitaError(f"{path}: record {number} has no {key!r}; expected a file of the task {task}")
         yield record[key], record
+
+
+def _by_video(path: Path, rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """The rows of LITA's validation file for temporal reasoning, a question each, in the form of its training file."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(rows):
+        lacking = [key for key in ("vid", "duration", "question", "answer") if not isinstance(row, dict) or key not in row]
+        if lacking:
+            raise LitaError(f"{path}: record {number} has no {', '.join(map(repr, lacking))}; expected a file of temporal_reasoning")
+        record = found.setdefault(f"v_{row['vid']}", {"duration": row["duration"], "QA": []})
+        if record["duration"] != row["duration"]:
+            raise LitaError(f"{path}: record {number}: {row['vid']} lasts {row['duration']} s, but {record['duration']} s before")
+        record["QA"].append({"q": row["question"], "a": row["answer"]})
+    return found
 
 
 def _frame_paths(folder: Path) -> list[Path]:
@@ -247,7 +269,8 @@ def _moments_cut(record: Mapping[str, Any]) -> int:
 
 def _event_turn(record: Mapping[str, Any], number: int, rng: np.random.Generator) -> tuple[str, str]:
     event = record["sentences"][number].strip().rstrip(".")
-    question = f"{_pick(strings.WHEN, rng).format(event[0].lower() + event[1:])} {_pick(strings.ONLY_TIMES, rng)}"
+    event = event[0].lower() + event[1:] if len(event) > 1 else event
+    question = f"{_pick(strings.WHEN, rng).format(event)} {_pick(strings.ONLY_TIMES, rng)}"
     start, end = record["timestamps"][number]
     return question, format_event(start, end, record["duration"])
 
@@ -263,8 +286,7 @@ def _reasoning(record: Mapping[str, Any], rng: np.random.Generator, name: str) -
 
 
 def _video_questions(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:
-    end = f"\n{SHORT_ANSWER[name]}" if name in SHORT_ANSWER else ""
-    return [(qa["q"].strip() + end, qa["a"].strip()) for qa in record["QA"]]
+    return [(format_video_question(qa["q"], name) if qa["q"].strip() else "", qa["a"].strip()) for qa in record["QA"]]
 
 
 def _picture_questions(record: Mapping[str, Any], rng: np.random.Generator, name: str) -> Turns:

@@ -116,8 +116,9 @@ def _validate_part(part: Any, allowed: tuple[str, ...], place: str) -> None:
 
 def _validate_video(part: dict[str, Any], place: str) -> None:
     frames = part.get("video")
-    if not isinstance(frames, (list, tuple)) or not frames:
-        got = f"{len(frames)} frames" if isinstance(frames, (list, tuple)) else type(frames).__name__
+    several = isinstance(frames, Sequence) and not isinstance(frames, (str, bytes))
+    if not several or not len(frames):
+        got = f"{len(frames)} frames" if several else type(frames).__name__
         raise SampleError(f"{place}: a video part needs a list of frames under 'video', got {got}; pose_tools.video reads files")
     if part.get("times") is not None and len(part["times"]) != len(frames):
         raise SampleError(f"{place}: a video part of {len(frames)} frames has {len(part['times'])} times")

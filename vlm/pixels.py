@@ -36,7 +36,7 @@ class Pixels:
     rows: dict[Any, int] = field(default_factory=dict)
     pictures: list[torch.Tensor] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
-    sources: list[Any] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
 
     def row(self, source: Any) -> int | None:
         """The row of a picture that is there already."""
@@ -44,10 +44,12 @@ class Pixels:
 
     def add(self, source: Any, picture: torch.Tensor, view: View) -> int:
         """Keeps a picture; its row."""
-        self.rows[_key(source)] = len(self.pictures)
+        key = _key(source)
+        self.rows[key] = len(self.pictures)
         self.pictures.append(picture)
         self.views.append(view)
-        self.sources.append(source)
+        if key == id(source):
+            self.kept.append(source)
         return len(self.pictures) - 1
 
 

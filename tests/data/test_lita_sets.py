@@ -13,6 +13,7 @@ from PIL import Image
 from data import lita_strings as strings
 from data.groups import DatasetError, open_groups
 from data.lita_sets import LitaError, LitaSet
+from pose_tools.video import VideoError, write_video
 
 CAPTIONS = {
     "v_a": {"duration": 20.0, "timestamps": [[0.0, 5.0], [4.0, 20.0]], "sentences": ["A man cuts an onion. ", "He eats."]},
@@ -64,12 +65,37 @@ def test_reasoning_is_one_sample_a_question(folder: Path):
     assert samples[0].targets["duration"] == 10
 
 
-@pytest.mark.parametrize("name, end", [("nextqa", "\nAnswer the question using a short phrase."), ("videochat", "")])
-def test_video_questions_are_one_conversation(folder: Path, name: str, end: str):
-    record = [{"video": "v_b", "QA": [{"q": "Who?", "a": "he"}, {"q": "Where?", "a": "here"}]}]
+@pytest.mark.parametrize("name, mark, end", [("nextqa", "?", " Answer the question using a short phrase."), ("videochat", "", "")])
+def test_video_questions_are_one_conversation(folder: Path, name: str, mark: str, end: str):
+    record = [{"video": "v_b", "QA": [{"q": "Who?", "a": "he"}, {"q": "where is he ", "a": "here"}]}]
     (sample,) = opened(folder, record, "vidqa", name=name).samples(0, 0)
-    assert words(sample) == [f"Who?{end}", "he", f"Where?{end}", "here"]
+    assert words(sample) == [f"Who?{end}", "he", f"Where is he{mark}{end}", "here"]
     assert [part["type"] for part in sample.messages[0]["content"]] == ["video", "text"]
+
+
+def test_a_video_may_be_a_file(folder: Path):
+    colours = [np.full((6, 8, 3), 40 * number, np.uint8) for number in range(7)]
+    write_video(folder / "frames" / "7.mp4", colours, 5.0)
+    found = opened(folder, [{"video": "7.mp4", "QA": [{"q": "who", "a": "he"}]}], "vidqa", frames=13)
+    (part, _) = found.samples(0, 0)[0].messages[0]["content"]
+    shades = [int(frame.mean()) // 40 for frame in (frame + 8 for frame in part["video"])]
+    assert shades == np.round(np.linspace(0, 6, 13)).astype(int).tolist()
+    (folder / "frames" / "7.mp4").write_text("no video")
+    (part, _) = opened(folder, [{"video": "7.mp4", "QA": [{"q": "who", "a": "he"}]}], "vidqa").samples(0, 0)[0].messages[0]["content"]
+    with pytest.raises(VideoError, match="7.mp4"):
+        part["video"][0]
+
+
+def test_the_validation_file_of_temporal_reasoning_is_a_list_of_questions(folder: Path):
+    row = {"vid": "b", "duration": 10, "question": "When does it rain? ", "answer": "<1.0> <2.5> Because of clouds."}
+    found = opened(folder, [row | {"question_id": 0}, row | {"question": "And when not?"}], "temporal_reasoning")
+    asked = found.questions(0, 0)
+    assert [words(sample)[0] for sample in asked] == ["When does it rain?", "And when not?"]
+    assert [sample.targets["events"] for sample in asked] == [[[1.0, 2.5]]] * 2 and asked[0].source.video_id == "v_b"
+    with pytest.raises(LitaError, match="record 1: b lasts 11 s, but 10 s before"):
+        opened(folder, [row, row | {"duration": 11}], "temporal_reasoning")
+    with pytest.raises(LitaError, match="record 0 has no 'duration', 'answer'"):
+        opened(folder, [{"vid": "b", "question": "When?"}], "temporal_reasoning")
 
 
 def test_pictures(folder: Path):
@@ -128,7 +154,7 @@ def test_groups_change_with_the_pass_only(folder: Path):
         ({}, "vidqa", "expected a list"),
         ([{"QA": []}], "vidqa", "record 0 has no 'video'"),
         ({}, "dvc", "the file is empty"),
-        ({"v_c": CAPTIONS["v_a"]}, "dvc", "1 have no frames"),
+        ({"v_c": CAPTIONS["v_a"]}, "dvc", "1 have no video, or one without frames"),
         ({"v_a": {"duration": 0, "timestamps": [[0, 1]], "sentences": ["x"]}}, "dvc", "1 are not of the task's form"),
         ({"v_a": {"duration": 5, "timestamps": [[0, 1]], "sentences": []}}, "dvc", "1 are not of the task's form"),
         ({"../v_a": CAPTIONS["v_a"]}, "dvc", "leaves the folder"),
