@@ -14,10 +14,11 @@ from data.sample import Sample, Source, assistant, user
 from data.synthetic import scenes
 from pose_tools.views import View
 from vlm.evaluation import baselines, run
+from vlm.commands.console import user_errors
 from vlm.evaluation.asking import reply_of
 from vlm.evaluation.referral import CONDITIONS, ROWS, Question, conversation, image_of, read_questions, select, shuffled
 from vlm.evaluation.scoring import Reply, score
-from vlm.evaluation.tables import into_card, none_f1, summarise
+from vlm.evaluation.tables import CardError, into_card, none_f1, summarise
 
 BOTH = ["left hand", "right hand"]
 BOX, OTHER = [10.0, 10.0, 50.0, 50.0], [60.0, 10.0, 100.0, 50.0]
@@ -250,6 +251,7 @@ def test_only_the_marked_section_of_a_card_changes(tmp_path: Path) -> None:
     into_card(card, "tools", "third")
     assert card.read_text().startswith(before.replace("first", "second").rstrip()) and "third" in card.read_text()
     card.write_text("<!-- evaluate:referral -->\nno end")
-    with pytest.raises(ValueError, match="repair the file"):
+    with pytest.raises(CardError, match="repair the file"):
         into_card(card, "referral", "x")
+    assert issubclass(CardError, user_errors()), "one line for the person who gave --card, no traceback"
     assert card.read_text() == "<!-- evaluate:referral -->\nno end"

@@ -76,6 +76,7 @@ def user_errors() -> tuple[type[BaseException], ...]:
     from pose_tools.tool_protocol import ToolError
     from pose_tools.video import VideoError
     from vlm.evaluation.records import RecordsError
+    from vlm.evaluation.tables import CardError
     from vlm.examples import ExamplesError
     from vlm.medium import MediumError
     from vlm.model import CheckpointError
@@ -85,5 +86,5 @@ def user_errors() -> tuple[type[BaseException], ...]:
     return (
         CommandError, DatasetError, FolderError, HOIQAError, SampleError, ImageError, ToolError, UnknownBackend, RecordsError,
         CheckpointError, SettingsError, QuantizationError, VideoError, MediumError, ExamplesError, HandDataError, SubmissionError,
-        SafetensorError, OSError,
+        CardError, SafetensorError, OSError,
     )  # fmt: skip

@@ -13,6 +13,10 @@ from pose_tools.metrics import clustered_interval
 from vlm.evaluation.scoring import Score
 
 
+class CardError(ValueError):
+    """A model card in which a table's place cannot be found; the message names the markers."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """A share in 0..1 (None where nothing could be counted) with its 95 % interval over clusters."""
@@ -99,12 +103,12 @@ def into_card(card: Path, section: str, text: str) -> None:
     """Replace what stands between the section's markers in a markdown file; append a new section where there is none.
 
     Markers: `<!-- evaluate:SECTION -->` … `<!-- /evaluate:SECTION -->`. Everything else in the file stays as it is.
-    Raises ValueError where only one of the two markers is there.
+    Raises CardError where only one of the two markers is there, or one of them twice.
     """
     opening, closing = f"<!-- evaluate:{section} -->", f"<!-- /evaluate:{section} -->"
     old = card.read_text(encoding="utf-8") if card.exists() else ""
     if (opening in old) != (closing in old) or old.count(opening) > 1:
-        raise ValueError(f"{card}: expected the markers {opening} and {closing} once each, or not at all; repair the file and run again")
+        raise CardError(f"{card}: expected the markers {opening} and {closing} once each, or not at all; repair the file and run again")
     block = f"{opening}\n{text.strip()}\n{closing}"
     if opening in old:
         before, rest = old.split(opening, 1)
