@@ -13,8 +13,8 @@ from data.groups import DatasetError
 from data.sample import Sample, Source, assistant, user
 from data.synthetic import scenes
 from pose_tools.views import View
-from vlm.evaluation import baselines, run
 from vlm.commands.console import user_errors
+from vlm.evaluation import baselines, run
 from vlm.evaluation.asking import reply_of
 from vlm.evaluation.referral import CONDITIONS, ROWS, Question, conversation, image_of, read_questions, select, shuffled
 from vlm.evaluation.scoring import Reply, score
