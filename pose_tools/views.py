@@ -210,12 +210,33 @@ def _apply_to_boxes(matrix: np.ndarray, bbox_xyxy: Any) -> np.ndarray:
 
 def _paste_scaled(image: np.ndarray, canvas: np.ndarray, inverse: np.ndarray, interpolation: Interpolation) -> None:
     """Fills the canvas by a separable resize, for views without rotation; mirrored axes are resized, then flipped."""
+    edges = _whole_edges(inverse, canvas.shape, image.shape)
+    if edges is not None:
+        left, top, right, bottom = edges
+        canvas[:] = _resize(image, (right - left, bottom - top), (0, 0, *image.shape[1::-1]), interpolation)[
+            -top : canvas.shape[0] - top, -left : canvas.shape[1] - left
+        ]
+        return
     spans = [_axis_span(inverse[i, i], inverse[i, 2], canvas.shape[1 - i], image.shape[1 - i]) for i in (0, 1)]
     if any(first == last for first, last, _, _ in spans):
         return  # no grid pixel's centre lies inside the picture
     (left, right, x0, x1), (top, bottom, y0, y1) = spans
     resized = _resize(image, (right - left, bottom - top), (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), interpolation)
     canvas[top:bottom, left:right] = resized[:: -1 if y1 < y0 else 1, :: -1 if x1 < x0 else 1]
+
+
+def _whole_edges(inverse: np.ndarray, canvas: tuple[int, ...], source: tuple[int, ...]) -> tuple[int, int, int, int] | None:
+    """The picture's edges (x0, y0, x1, y1) on the grid, where the picture covers it and they lie on whole pixels; else None.
+
+    Such a part, a centre crop above all, is cut from the resized picture: Pillow rounds the sides of a part to be resized to float32, and
+    some of its pixels would be a grey level off. None also for a small part of a picture that is very large on the grid.
+    """
+    edges = [(side - inverse[i, 2]) / inverse[i, i] for side, i in ((0, 0), (0, 1), (source[1], 0), (source[0], 1))]
+    whole = [round(edge) for edge in edges]
+    x0, y0, x1, y1 = whole
+    covers = x0 <= 0 and y0 <= 0 and x1 >= canvas[1] and y1 >= canvas[0]
+    small = (x1 - x0) * (y1 - y0) <= 16 * canvas[0] * canvas[1]
+    return (x0, y0, x1, y1) if covers and small and np.allclose(edges, whole, rtol=0, atol=1e-6) else None
 
 
 def _axis_span(step: float, start: float, length: int, source: int) -> tuple[int, int, float, float]:
