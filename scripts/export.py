@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vlm import HandVLM, HandVLMProcessor  # noqa: E402
+from vlm.commands.console import user_errors  # noqa: E402
+from vlm.commands.loading import load_model  # noqa: E402
 from vlm.export import ExportError, to_llava  # noqa: E402
-from vlm.model import CheckpointError  # noqa: E402
 
 
 def main() -> int:
@@ -29,13 +29,10 @@ def main() -> int:
     if arguments.out.exists():
         print(f"{arguments.out} exists already; name a new folder", file=sys.stderr)
         return 2
-    if not (Path(arguments.model) / "config.json").is_file():
-        print(f"{arguments.model}: not a model folder (no config.json); expected what scripts/finetune.py writes", file=sys.stderr)
-        return 1
     try:
-        model, processor = HandVLM.from_pretrained(arguments.model), HandVLMProcessor.from_pretrained(arguments.model)
+        model, processor = load_model(arguments.model)
         llava, llava_processor = to_llava(model, processor)
-    except (ExportError, CheckpointError, OSError) as error:
+    except (ExportError, *user_errors()) as error:
         print(error, file=sys.stderr)
         return 1
     unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from pose_tools.grounding import DIALECTS, DialectName
 from vlm.answers import TRAJECTORY_TOKEN
-from vlm.checkpoints.reading import refuse
+from vlm.checkpoints.reading import CheckpointError, refuse
 from vlm.config import HandVLMConfig, check_keys
 from vlm.extend import add_slots
-from vlm.model import CheckpointError, HandVLM
+from vlm.model import HandVLM
 from vlm.processor import HandVLMProcessor, pose_token, processor_options
 from vlm.small_tokenizer import number_token_ids, train_tokenizer
 from vlm.templates import TEMPLATES

@@ -11,6 +11,8 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from vlm.adapters import is_adapter, load_adapter
+from vlm.checkpoints.reading import CheckpointError as CheckpointError  # callers may know it from here
+from vlm.checkpoints.reading import refuse
 from vlm.config import HandVLMConfig
 from vlm.connectors import ImageProjector, PoseProjector
 from vlm.generation import PathGeneration
@@ -25,10 +27,6 @@ from vlm.vision import patch_features, reduce_tokens, set_output_norm_eps, slow_
 
 PICTURES_AT_A_TIME = 8
 """Pictures that go through the tower together on a CPU."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint does not fit its model; the message lists the tensors."""
 
 
 @dataclass
@@ -294,21 +292,12 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
             return (adapted, {}) if output_loading_info else adapted
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model._weight_conversions = []  # under ZeRO-3 transformers notes renamings for its own models, and would save ours by them
-        problems = [
-            f"{title}: {', '.join(sorted(str(key) for key in keys)[:10])}{' …' if len(keys) > 10 else ''} ({len(keys)})"
-            for title, keys in (
-                ("missing", info["missing_keys"]),
-                ("unexpected", info["unexpected_keys"]),
-                ("mis-shaped", info["mismatched_keys"]),
-            )
-            if keys
-        ]
-        if problems:
-            raise CheckpointError(
-                f"{pretrained_model_name_or_path}: the weights do not fit the config. "
-                + "; ".join(problems)
-                + ". Copy the folder again, or convert it with scripts/convert.py."
-            )
+        problems = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mis-shaped": "mismatched_keys"}
+        refuse(
+            {title: [*map(str, info[keys])] for title, keys in problems.items()},
+            f"{pretrained_model_name_or_path}: the weights do not fit the config",
+            "Copy the folder again, or convert it with scripts/convert.py.",
+        )
         return (model, info) if output_loading_info else model
 
     def get_output_embeddings(self) -> nn.Module:

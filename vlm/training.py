@@ -26,8 +26,9 @@ from pose_tools.files import write_text
 from vlm import adapters
 from vlm import settings as settings_io
 from vlm.build import build
+from vlm.checkpoints.reading import CheckpointError
 from vlm.extend import extend
-from vlm.model import CheckpointError, HandVLM
+from vlm.model import HandVLM
 from vlm.parts import apply_parts, embedding_prefix, format_plan, plan
 from vlm.path_noise import PathNoise
 from vlm.processor import HandVLMProcessor

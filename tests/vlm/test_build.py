@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM, V
 
 from tests.tiny import CLIP, LLAMA, TEXTS
 from vlm.build import BuildSettings, build
-from vlm.model import CheckpointError
+from vlm.checkpoints.reading import CheckpointError
 from vlm.small_tokenizer import train_tokenizer
 
 

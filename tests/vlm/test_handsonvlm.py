@@ -23,9 +23,9 @@ from vlm.checkpoints.handsonvlm import (
     load_tokenizer,
     tower_tensors,
 )  # fmt: skip
-from vlm.checkpoints.reading import read_checkpoint, read_model_folder
+from vlm.checkpoints.reading import CheckpointError, read_checkpoint, read_model_folder
 from vlm.config import HandVLMConfig
-from vlm.model import CheckpointError, HandVLM
+from vlm.model import HandVLM
 from vlm.trajectory import CVAEHead, MLPHead
 
 MANIFEST = json.loads((FIXTURES / "handsonvlm/g_checkpoint_manifest.json").read_text())

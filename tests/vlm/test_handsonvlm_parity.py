@@ -27,8 +27,8 @@ from vlm.checkpoints.handsonvlm import (
     make_processor,
     tower_tensors,
 )
+from vlm.checkpoints.reading import CheckpointError
 from vlm.compat import handsonvlm_reported
-from vlm.model import CheckpointError
 
 TOKENIZER = FIXTURES / "handsonvlm/toy_tokenizer/tokenizer.model"
 WORDS = len(load_tokenizer(TOKENIZER))

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from data.hoi_qa import HOIQAError, read_hoi_qa
 from data.synthetic.hoi_qa_writer import write_hoi_qa
 from tests.tiny import tiny
+from vlm.checkpoints.reading import CheckpointError
 from vlm.commands import evaluate
 from vlm.commands.console import CommandError
 from vlm.evaluation.hoi_qa import published_form, read_items
-from vlm.model import CheckpointError
 
 BOX = "{<10><10><20><20>}"
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from data.sample import SampleError, assistant, user
 from tests.tiny import KINDS, tiny
 from vlm import HandVLM, HandVLMConfig, HandVLMProcessor
-from vlm.model import CheckpointError
+from vlm.checkpoints.reading import CheckpointError
 
 KINDS_ALL = sorted(KINDS)
 DETECTIONS = np.array(

@@ -14,8 +14,7 @@ from data.sample import assistant, user
 from tests.vlm import vlm4hoi_tiny as tiny
 from vlm import HandVLM, HandVLMProcessor
 from vlm.checkpoints import eva, vlm4hoi
-from vlm.checkpoints.reading import read_checkpoint
-from vlm.model import CheckpointError
+from vlm.checkpoints.reading import CheckpointError, read_checkpoint
 from vlm.settings import load
 from vlm.training_settings import FinetuneSettings
 from vlm.vision import merge_patches, patch_features, resize_positions

@@ -24,9 +24,9 @@ from transformers.initialization import no_init_weights
 from vlm.answers import TRAJECTORY_TOKEN
 from vlm.checkpoints.handsonvlm_keys import TOWER, UNUSED, expected_keys, hand_vlm_tensors, sizes_of, vision_of
 from vlm.checkpoints.llama_tokenizer import load_tokenizer
-from vlm.checkpoints.reading import model_tensors, not_finite, refuse, refused, shown
+from vlm.checkpoints.reading import CheckpointError, model_tensors, not_finite, refuse, refused, shown
 from vlm.config import HandVLMConfig
-from vlm.model import CheckpointError, HandVLM
+from vlm.model import HandVLM
 from vlm.processor import HandVLMProcessor, processor_options
 from vlm.trajectory_terms import published
 

@@ -15,8 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPVisionConfig, PreTrainedConfig
 
-from vlm.checkpoints.reading import model_tensors, not_finite, refuse
-from vlm.model import CheckpointError
+from vlm.checkpoints.reading import CheckpointError, model_tensors, not_finite, refuse
 from vlm.trajectory import CVAEHead, MLPHead
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.model import CheckpointError
-
 _SHOWN = 8
 _POINTER = b"version https://git-lfs"
 _TORCH = (b"PK", b"\x80")
 """How files of torch.save begin: a zip archive, or a pickle of before torch 1.6."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged or does not fit its model; the message lists the tensors."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from transformers.initialization import no_init_weights
 
 from vlm.checkpoints import eva
 from vlm.checkpoints.llama_tokenizer import load_tokenizer
-from vlm.checkpoints.reading import model_tensors, not_finite, read_checkpoint, refuse, refused, shown
+from vlm.checkpoints.reading import CheckpointError, model_tensors, not_finite, read_checkpoint, refuse, refused, shown
 from vlm.config import HandVLMConfig
-from vlm.model import CheckpointError, HandVLM
+from vlm.model import HandVLM
 from vlm.processor import HandVLMProcessor, processor_options
 
 logger = logging.getLogger(__name__)

@@ -75,11 +75,11 @@ def user_errors() -> tuple[type[BaseException], ...]:
     from pose_tools.mano.submission import SubmissionError
     from pose_tools.tool_protocol import ToolError
     from pose_tools.video import VideoError
+    from vlm.checkpoints.reading import CheckpointError
     from vlm.evaluation.records import RecordsError
     from vlm.evaluation.tables import CardError
     from vlm.examples import ExamplesError
     from vlm.medium import MediumError
-    from vlm.model import CheckpointError
     from vlm.quantization import QuantizationError
     from vlm.settings import SettingsError
 

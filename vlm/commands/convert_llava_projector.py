@@ -21,8 +21,7 @@ def main(options: argparse.Namespace) -> int:
 
     from pose_tools.files import atomic_path
     from vlm.checkpoints.handsonvlm import llava_projector
-    from vlm.checkpoints.reading import read_checkpoint
-    from vlm.model import CheckpointError
+    from vlm.checkpoints.reading import CheckpointError, read_checkpoint
 
     logging.getLogger("vlm.checkpoints").setLevel(logging.INFO)  # what is left out is said
     if options.out.exists() or options.out.suffix != ".safetensors":
