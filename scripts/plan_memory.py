@@ -4,15 +4,18 @@
     python scripts/plan_memory.py scripts/configs/vlm4hoi_7b_model.json --load-in 8bit --memory 12
     python scripts/plan_memory.py runs/mine --tokens 4000 --batch 8
 
-Takes a model folder or its config.json; nothing is loaded. With --memory (GiB of the device) what cannot fit is refused with exit status 1.
+Takes a model folder or its config.json, HandsOnVLM's published ones too; nothing is loaded.
+With --memory (GiB of the device) what cannot fit is refused with exit status 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,7 +35,6 @@ def main(arguments: Sequence[str]) -> int:
     if min(options.tokens, options.batch, options.beams, options.pictures or 1) < 1:
         parser.error("--tokens, --batch, --beams and --pictures are at least 1")
 
-    from vlm import HandVLMConfig
     from vlm.adapters import base_of, is_adapter
     from vlm.quantization import QuantizationError, plan
 
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         raise CommandError(f"{options.model}: no such file or folder; expected a model folder or its config.json")
     source = base_of(options.model) if is_adapter(options.model) else options.model
     try:
-        config = HandVLMConfig.from_pretrained(source)
+        config = _config(source)
     except (OSError, ValueError) as error:
         raise CommandError(f"{options.model}: no model's config ({' '.join(str(error).split())[:200]})") from error
     made = plan(
@@ -59,6 +61,21 @@ def main(arguments: Sequence[str]) -> int:
             raise CommandError(f"{options.model}: {error}") from error
         print(f"fits into {options.memory:g} GiB")
     return 0
+
+
+def _config(source: Path) -> Any:
+    """A HandVLM's, or what a published HandsOnVLM's becomes; another program's would be taken for a HandVLM of default size. OSError,
+    ValueError for anything else."""
+    from vlm import HandVLMConfig
+    from vlm.checkpoints.handsonvlm import model_config
+
+    file = source / "config.json" if source.is_dir() else source
+    kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    if kind == "handsonvlm":
+        return model_config(file)
+    if kind != HandVLMConfig.model_type:
+        raise ValueError(f"model_type is {kind!r}, expected {HandVLMConfig.model_type!r}, or 'handsonvlm' as published")
+    return HandVLMConfig.from_pretrained(source)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ def obstacles(model: HandVLM, processor: HandVLMProcessor) -> list[str]:
         "a LayerNorm before the projector": config.projector_norm,
         "a position code on picture tokens": bool(config.grid_position),
         f"pose encoders {sorted(config.pose_encoders)}": bool(config.pose_encoders),
+        "a path head": config.trajectory is not None,
+        "clips": config.clip is not None,
         f"view {processor.view!r} (CLIP's image processor does center_crop or squash)": processor.view == "letterbox",
     }
     return [reason for reason, holds in found.items() if holds]

@@ -43,6 +43,12 @@ def test_other_models_are_refused(kind, reason):
         to_llava(*tiny(kind))
 
 
+def test_a_model_of_clips_and_paths_is_refused():
+    model, processor = tiny("llava", clip={"slow_frames": 1}, trajectory={"head": "cvae", "steps": 4})
+    with pytest.raises(ExportError, match="a path head; clips"):
+        to_llava(model, processor)
+
+
 def test_script_refuses_to_overwrite(tmp_path):
     run = subprocess.run(
         [sys.executable, "scripts/export.py", "llava", "--model", str(tmp_path), "--out", str(tmp_path)], capture_output=True, text=True
@@ -54,5 +60,5 @@ def test_a_misspelt_folder_is_not_looked_for_on_the_network(tmp_path):
     command = [sys.executable, "scripts/export.py", "llava", "--model", "runs/mien", "--out", str(tmp_path / "out")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.splitlines() == [
-        "runs/mien: not a model folder (no config.json); expected what scripts/finetune.py writes"
+        "runs/mien: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model"
     ]

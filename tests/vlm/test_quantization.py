@@ -79,6 +79,13 @@ def test_the_script_prints_the_table_and_refuses(root, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "handvlm"})[:10])
     broken = subprocess.run([*command[:2], str(tmp_path)], capture_output=True, text=True)
     assert broken.returncode == 1 and "no model's config" in broken.stderr
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"}))  # not a HandVLM of default size
+    another = subprocess.run([*command[:2], str(tmp_path)], capture_output=True, text=True)
+    assert another.returncode == 1 and "model_type is 'clip_vision_model', expected 'handvlm'" in another.stderr
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 32101}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "handsonvlm"} | sizes))
+    published = subprocess.run([*command[:2], str(tmp_path)], capture_output=True, text=True)
+    assert published.returncode == 0 and "vision tower" in published.stdout and "sum" in published.stdout
     misspelt = subprocess.run([*command[:2], "runs/mien"], capture_output=True, text=True)  # not looked for on the network
     assert misspelt.returncode == 1 and misspelt.stderr.splitlines()[-1].startswith("error: runs/mien: no such file or folder")
     assert "Retrying" not in misspelt.stderr
