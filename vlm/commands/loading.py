@@ -27,6 +27,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
     Raises CommandError for a folder that is not a model's, a config that is not understood, or a device that is not there, and
     CheckpointError for weights that do not fit or are not numbers.
     """
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     from vlm import HandVLM, HandVLMProcessor
@@ -58,7 +59,8 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
         refuse(damaged, f"{folder}: the weights are damaged", "Copy the folder again, or train anew.")
         return (model if load_in else model.to(device)).eval(), processor
     except user_errors() as error:
-        if isinstance(error, OSError) and error.filename is None:  # transformers' own words, without a remedy
+        nameless = isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.filename is None)
+        if nameless:  # words of the libraries, without the folder and a remedy
             raise CommandError(f"{folder}: cannot be loaded ({' '.join(str(error).split())}). Copy the folder again") from error
         raise
     except json.JSONDecodeError as error:
