@@ -295,7 +295,7 @@ def test_evaluate_refuses_a_folder_in_use_and_one_without_scenes(
 @pytest.mark.parametrize(
     "task, option",
     [("referral", "--questions"), ("tools", "--limit"), ("trajectory", "--clips"), ("hand-pose", "--limit"), ("hoi-qa", "--limit"),
-     ("temporal", "--limit"), ("trajectory", "--batch-size")],
+     ("temporal", "--limit"), ("trajectory", "--batch-size"), ("trajectory", "--futures")],
 )  # fmt: skip
 def test_nothing_is_evaluated_on_no_questions(task: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     for count in ("0", "-1", "few"):

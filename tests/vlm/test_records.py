@@ -93,7 +93,9 @@ def test_a_second_writer_is_refused_and_the_lock_goes_with_its_process(tmp_path:
 
 
 def test_records_of_another_run_are_not_mixed(tmp_path: Path) -> None:
-    claim(tmp_path, {"model": "a", "seed": 0})
+    claim(tmp_path, {"model": "misspelt", "seed": 0})
+    claim(tmp_path, {"model": "a", "seed": 0})  # the first could not begin, and has no records
+    append_records(tmp_path / "predictions.jsonl", [{"id": "x"}])
     claim(tmp_path, {"model": "a", "seed": 0})
     with pytest.raises(RecordsError, match="model was 'a', now 'b'"):
         claim(tmp_path, {"model": "b", "seed": 0})

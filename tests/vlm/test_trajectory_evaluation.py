@@ -364,6 +364,9 @@ def test_the_command_goes_on_where_it_stopped_is_scored_again_without_its_model_
     assert run_command(evaluate.main, compare) == 0 and "+0.00 [+0.00, +0.00], p = 1" in capsys.readouterr().out
     assert run_command(evaluate.main, [*command, "--seed", "1"]) == 1
     assert "another --out" in capsys.readouterr().err
+    predictions.write_bytes(whole[:-50])
+    assert run_command(evaluate.main, [*command, "--rescore"]) == 1
+    assert "'as shipped' has no prediction for 1 of 6 questions" in capsys.readouterr().err
     assert run_command(evaluate.main, [*command[:-3], str(tmp_path / "new"), "--rescore"]) == 1
     assert "no predictions" in capsys.readouterr().err
 

@@ -33,7 +33,7 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
     task.add_argument("--train", type=Path, help="the training clips, for the baselines that learn (train mean path, past only)")
     task.add_argument("--clips", type=positive, help="so many clips, drawn by the seed (default: all)")
     task.add_argument("--train-clips", type=positive, default=8000, help="at most so many training clips (default 8000)")
-    task.add_argument("--futures", type=int, default=1, help="K futures of the model as shipped, for minADE and minFDE (default 1)")
+    task.add_argument("--futures", type=positive, default=1, help="K futures of the model as shipped, for minADE and minFDE (default 1)")
     task.add_argument("--protocol", choices=("strict", "compat"), default="strict", help="compat: also what HandsOnVLM's prints")
     task.add_argument(
         "--asked-as", choices=("ours", "vhp", "rbhp"), default="ours",
@@ -58,6 +58,8 @@ def main(options: argparse.Namespace) -> int:
     from vlm.evaluation.trajectory_baselines import penalties
     from vlm.evaluation.trajectory_sheet import write_sheets
 
+    if options.first_uid < 0:
+        raise CommandError(f"--first-uid is {options.first_uid}, expected 0 or more")
     conditions = chosen(options.conditions, CONDITIONS)
     asked = _questions(options.data, options.clips, options.seed, _reader_options(options))
     rank, world = rank_and_world()
@@ -73,6 +75,7 @@ def main(options: argparse.Namespace) -> int:
     with records.single_writer(options.out):
         if options.rescore:
             replies = _kept_replies(options.out, conditions, asked)
+            _check_complete(options.out, replies, asked)
         else:
             records.claim(options.out, _settings(options, asked))
             answer = _model_replies(options, asked) if world == 1 else _shared_replies(options.out, world, conditions, asked)
@@ -217,6 +220,17 @@ def _kept_replies(folder: Path, conditions: Sequence[Any], asked: Sequence[Any],
         names = ", ".join(repr(condition.name) for condition in conditions)
         raise CommandError(f"{folder}: no predictions of {names} for these clips; run `evaluate trajectory --out {folder}` first")
     return replies
+
+
+def _check_complete(folder: Path, replies: dict[str, Any], asked: Sequence[Any]) -> None:
+    """CommandError for a condition that not all of `asked` were put under, as a run that was stopped leaves it."""
+    for name, kept in replies.items():
+        missing = [question.id for question in asked if question.id not in kept]
+        if missing:
+            raise CommandError(
+                f"{folder}: {name!r} has no prediction for {len(missing)} of {len(asked)} questions, first {missing[0]!r}; run it without "
+                "--rescore to complete it, or name other --conditions"
+            )
 
 
 def _settings(options: argparse.Namespace, asked: Sequence[Any]) -> dict[str, Any]:

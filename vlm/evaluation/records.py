@@ -98,12 +98,13 @@ def append_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write `settings.json` into a new folder, or check that a folder in use was made with the same settings.
+    """Write `settings.json` into a new folder, or check that one with anything else in it was made with the same settings.
 
     Raises RecordsError naming the first setting that differs.
     """
     path = folder / "settings.json"
-    if not path.exists():
+    kept = (file for file in folder.rglob("*") if file.is_file() and file.name not in ("settings.json", ".lock"))
+    if not path.exists() or not any(file.stat().st_size for file in kept):  # a run that could not begin leaves its settings alone
         write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
         return
     try:
