@@ -359,20 +359,25 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
             past_key_values.follow(hidden[:, -1])
         result = HandVLMOutput(past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
         if labels is not None:
-            target = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # the state at i predicts the token at i + 1
-            supervised = target != -100
-            losses = token_losses(self.lm_head(hidden[supervised]), target[supervised], self.config)
-            count = num_items_in_batch if num_items_in_batch is not None else max(int(supervised.sum()), 1)
-            result.loss = losses.sum() / count
+            result.loss = self._token_loss(hidden, labels, num_items_in_batch)
             result.losses = {"tokens": result.loss.detach()}
             if self.trajectory_head is not None:
                 observed = None if input_ids is None else observed_hands(input_ids, pose_tokens, self.config)
-                known = (trajectories, trajectory_valid, noise, num_hand_steps, observed, num_micro_batches)
-                path = path_loss(self, hidden, input_ids, labels, *known)
+                path = path_loss(
+                    self, hidden, input_ids, labels, trajectories, trajectory_valid,
+                    noise=noise, count=num_hand_steps, observed=observed, micro_batches=num_micro_batches,
+                )  # fmt: skip
                 result.trajectories = path.pop("points", None)
                 result.loss = result.loss + path["total"]
-                result.losses |= {f"path_{name}": value.detach() for name, value in path.items() if value.dim() == 0}
+                result.losses |= {f"path_{name}": value.detach() for name, value in path.items()}
         if labels is None or not self.training:
             kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
             result.logits = self.lm_head(kept)
         return result
+
+    def _token_loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+        """Sum over the supervised tokens divided by `count`, without it by their number here; states (B, L, D), labels (B, L)."""
+        target = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # the state at i predicts the token at i + 1
+        supervised = target != -100
+        losses = token_losses(self.lm_head(hidden[supervised]), target[supervised], self.config)
+        return losses.sum() / (max(int(supervised.sum()), 1) if count is None else count)

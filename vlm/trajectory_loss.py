@@ -33,18 +33,9 @@ def path_loss(
     Raises ValueError when tokens and paths do not agree.
     """
     settings, head = model.config.trajectory, model.trajectory_head
-    layout, code = settings.get("hand_layout", "left_right"), settings.get("observed_code", "fourier")
     if trajectories is None or input_ids is None:
-        without = int((labels == model.config.trajectory_token_id).sum())
-        if without:
-            raise ValueError(
-                f"the answers have {without} path tokens but no paths came with them; build the batch with this model's own processor"
-            )
-        states = hand_states(hidden[:1, :1] * 0, layout)
-        if observed is not None:
-            states = torch.cat([states, states.new_zeros(1, 2, 1, context_width(observed.shape[2], code))], -1)
-        empty = head.loss(states.float(), states.new_zeros(1, 2, 1, 2).float(), states.new_zeros(1, 2, 1).bool())
-        return {name: value * 0 for name, value in empty.items() if name != "points" and value.dim() == 0}
+        return _without_paths(model, hidden, labels, observed)
+    layout, code = settings.get("hand_layout", "left_right"), settings.get("observed_code", "fourier")
     paths, _, steps, _ = trajectories.shape
     rows, places = (input_ids == model.config.trajectory_token_id).nonzero(as_tuple=True)
     if len(rows) != paths * steps:
@@ -66,7 +57,23 @@ def path_loss(
     if "points" in terms:
         terms["points"] = (terms["points"] + origin)[blocks]
     weight = settings.get("weight", 1.0) / (micro_batches if settings.get("compat") else 1)
-    return {name: value if name == "points" else weight * value for name, value in terms.items() if name in ("points",) or value.dim() == 0}
+    return {name: value if name == "points" else weight * value for name, value in terms.items() if name == "points" or value.dim() == 0}
+
+
+def _without_paths(model: Any, hidden: Tensor, labels: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
+    """Zeros, made by every parameter of the head; ValueError where the answers do have path tokens."""
+    settings = model.config.trajectory
+    without = int((labels == model.config.trajectory_token_id).sum())
+    if without:
+        raise ValueError(
+            f"the answers have {without} path tokens but no paths came with them; build the batch with this model's own processor"
+        )
+    states = hand_states(hidden[:1, :1] * 0, settings.get("hand_layout", "left_right"))
+    if observed is not None:
+        context = context_width(observed.shape[2], settings.get("observed_code", "fourier"))
+        states = torch.cat([states, states.new_zeros(1, 2, 1, context)], -1)
+    empty = model.trajectory_head.loss(states.float(), states.new_zeros(1, 2, 1, 2).float(), states.new_zeros(1, 2, 1).bool())
+    return {name: value * 0 for name, value in empty.items() if value.dim() == 0}
 
 
 def _with_empty_rows(rows: Tensor, batch: int, values: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
