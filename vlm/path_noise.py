@@ -37,7 +37,7 @@ class PathNoise:
         settings: Any = getattr(model.config, "trajectory", None) or {}
         head = getattr(model, "trajectory_head", None)
         shape: tuple[int, ...] | None = None
-        if hasattr(head, "encode"):
+        if getattr(head, "latent_per_step", False):
             shape = (2, settings["steps"], head.latent)
         elif getattr(head, "shared_latent", 0):
             shape = (head.shared_latent,)

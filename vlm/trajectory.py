@@ -56,6 +56,9 @@ class CVAEHead(nn.Module):
     Parameter names are the published ones behind `cvae.`.
     """
 
+    latent_per_step = True
+    """Each point of a path has a latent, and so noise, of its own."""
+
     def __init__(self, width: int, hidden: int = 512, latent: int = 256, traj_weight: float = 1.0, kl_weight: float = 1e-3) -> None:
         """`width`: channels of a hand's state. `traj_weight`, `kl_weight`: of the two terms in the loss."""
         super().__init__()

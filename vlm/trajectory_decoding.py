@@ -47,8 +47,7 @@ class PathDecoder:
             return noise.to(like.device)
         if futures == 1 and not self.compat:
             return None
-        per_path = not hasattr(self.head, "encode")  # one latent for a whole path; an encoder has one for each of its points
-        drawn = torch.randn(batch * samples, futures, 2, 1 if per_path else self.steps, latent, device=like.device)
+        drawn = torch.randn(batch * samples, futures, 2, self.steps if self.head.latent_per_step else 1, latent, device=like.device)
         if not self.compat:
             drawn[:, 0] = 0
         return drawn

@@ -25,6 +25,9 @@ class PathHead(nn.Module):
     they are what its draws decode to, both hands together. What is decided once for a path is decided by the state of its first step.
     """
 
+    latent_per_step = False
+    """One draw of noise holds for all points of a hand's path."""
+
     def __init__(
         self,
         width: int,

@@ -42,7 +42,7 @@ class PathAsker:
         all_drawn = bool(self.model.config.trajectory.get("compat"))
         if latent is None or (self.futures == 1 and not all_drawn):
             return None
-        steps = self.model.config.trajectory["steps"] if hasattr(self.model.trajectory_head, "encode") else 1
+        steps = self.model.config.trajectory["steps"] if self.model.trajectory_head.latent_per_step else 1
         drawn = []
         for name in names:
             number = int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:8], "little")
