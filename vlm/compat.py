@@ -1,4 +1,4 @@
-"""Quirks of published systems that their weights depend on."""
+"""HandsOnVLM's quirks: the position code that its weights depend on, and how its evaluation reads an answer's points."""
 
 from __future__ import annotations
 

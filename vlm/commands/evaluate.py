@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Runs the task that is named first; returns the exit status."""
     options = parser().parse_args(arguments)
     verbs = {
         "referral": referral, "trajectory": trajectory.main, "temporal": temporal.main, "hand-pose": hand_pose.main, "body": body.main,
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def referral(options: argparse.Namespace) -> int:
+    """Asks the referral questions under every condition, and tells the answers beside the baselines."""
     from vlm.evaluation import run
     from vlm.evaluation.asking import Asker
     from vlm.evaluation.baselines import Prior
@@ -132,6 +134,7 @@ def detections(folder: Path, asked: Sequence[Any], needed: bool) -> Callable[[An
 
 
 def tool_use(options: argparse.Namespace) -> int:
+    """Asks what needs a tool and what needs none, with and without the detections."""
     from data.detections import cached_detections
     from data.groups import open_groups
     from data.tool_dialogues import OFFER
