@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,11 @@ def _run(options: argparse.Namespace, main_process: bool) -> int:
         for paragraph in check(settings, processes=rank_and_world()[1]) if main_process else ():
             print(paragraph, end="\n\n", flush=True)
         return 0
+    if settings.deepspeed is not None and "RANK" not in os.environ:
+        raise CommandError(
+            "this config trains with DeepSpeed, which runs under torchrun, for one process too: "
+            "torchrun --nproc-per-node 1 scripts/finetune.py …; or leave DeepSpeed out with --set deepspeed=null"
+        )
     folder = finetune(settings, resume=options.resume, overwrite=options.overwrite)
     if options.merge and main_process:
         merge(folder)

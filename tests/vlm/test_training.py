@@ -267,6 +267,7 @@ def test_the_command_checks_trains_and_refuses_in_one_line(base: Path, world: Pa
         ([*command, "--set", "optimizer.lrr=1"], "unknown key 'lrr'; did you mean 'lr'?"),
         ([str(tmp_path / "runn.yaml")], "runn.yaml: no such file; beside it there is run.yaml"),
         ([*command, "--overwrite", "--merge"], "there is no adapter to merge"),
+        ([*command, "--set", f"deepspeed={root / 'scripts/configs/zero2.json'}"], "torchrun --nproc-per-node 1"),
     ):
         capsys.readouterr()
         assert run(main, bad) == 1
