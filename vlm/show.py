@@ -14,6 +14,8 @@ from pose_tools.types import SIDES, Box
 from vlm.answers import Answer, BoxAnswer, NoneAnswer, TextAnswer, TimeAnswer, ToolCallAnswer, TrajectoryAnswer, Unparsed
 from vlm.medium import Medium
 
+UNSEEN = "a path, but of no hand that is seen; --tools off tells it without looking for hands"
+
 
 def describe(answer: Answer, medium: Medium | None = None) -> str:
     """An answer as one line for people; places in whole pixels. With `medium`, a path tells only of hands that are seen in it."""
@@ -26,7 +28,7 @@ def describe(answer: Answer, medium: Medium | None = None) -> str:
         return answer.text
     if isinstance(answer, TrajectoryAnswer):
         hands = np.flatnonzero(there(answer, medium).any(1))
-        return "; ".join(_path_words(answer, hand) for hand in map(int, hands)) or "a path, but of no hand that is seen"
+        return "; ".join(_path_words(answer, hand) for hand in map(int, hands)) or UNSEEN
     if isinstance(answer, TimeAnswer):
         return f"at {100 * answer.fraction:.0f} % of the clip"
     return f"not understood: {answer.text!r} ({answer.reason})" if isinstance(answer, Unparsed) else f"asks for the tool {answer.name}"

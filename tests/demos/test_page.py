@@ -3,7 +3,9 @@ tools, video decoder and server; every client is a visitor of its own."""
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from pose_tools.video import write_video  # noqa: E402
 from tests.runs import make_detector  # noqa: E402
 from tests.tiny import tiny_clips  # noqa: E402
 from vlm.medium import Limits, Medium  # noqa: E402
+from vlm.page import view  # noqa: E402
 from vlm.page.conversation import Reply, Session, Settings, reply  # noqa: E402
 
 CALL = '<tool_call>{"name": "detect_hands", "arguments": {"hand": "left"}}</tool_call>'
@@ -274,6 +277,15 @@ def test_the_page_is_for_this_machine_and_serves_its_own_files_only(address: str
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{address}gradio_api/file={secret}")
     assert refused.value.code in (403, 404)
+
+
+def test_marks_in_words_are_shown_as_they_are() -> None:
+    """No browser fetches a picture because somebody, or the model, wrote of one."""
+    for text in ("<img src=x onerror=alert(1)>", "![x](http://a.b/c.png)", "[x](http://a.b)", "**my** _left_ `hand`", "# hand", "~~no~~"):
+        shown = view.said(text)["content"]
+        assert not re.search(r"<|(?<!\\)[\[\]*`~]|(?<!\\)\b_|^#", shown) and shown == view.writing(text)["content"]
+        assert html.unescape(shown.replace("\\", "")) == text
+    assert view.said("Where is my_left hand? (x - 1)")["content"] == "Where is my_left hand? (x - 1)"
 
 
 def said(answers: tuple[ByRote, Any], session: Session, question: str) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,20 +24,29 @@ PICTURE_QUESTIONS = (
 )
 CLIP_QUESTIONS = ("Where will my left hand go?", "Where will my right hand go?", "Where will my hands go next?", "Where is my right hand?")
 
+UNSEEN = "I see no hand in any frame of the clip, so there is no path to show. Without Tools, in Settings, I show it all the same."
+_MARKS = re.compile(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w)|^#)", re.M)
+"""What Markdown would make emphasis, code, a link, a picture (which a browser fetches), a table or a title of."""
+
+
+def plain(text: str) -> str:
+    """Words that Markdown and HTML leave as they are."""
+    return _MARKS.sub(r"\\\1", html.escape(text, quote=False))
+
 
 def said(question: str) -> dict[str, Any]:
     """The visitor's words; shown as they are, whatever marks they hold."""
-    return {"role": "user", "content": html.escape(question, quote=False)}
+    return {"role": "user", "content": plain(question)}
 
 
 def writing(text: str) -> dict[str, Any]:
     """The answer while it grows."""
-    return {"role": "assistant", "content": html.escape(text, quote=False) or "…"}
+    return {"role": "assistant", "content": plain(text) or "…"}
 
 
 def problem(words: str) -> dict[str, Any]:
     """What went wrong, in one sentence, in the place of an answer."""
-    return {"role": "assistant", "content": f"⚠️ {html.escape(words, quote=False)}"}
+    return {"role": "assistant", "content": f"⚠️ {plain(words)}"}
 
 
 def answered(turn: Turn, medium: Medium, *, alone: bool, save: Callable[[np.ndarray], str]) -> Chat:
@@ -63,19 +73,19 @@ def in_words(answer: Answer, medium: Medium) -> str:
     what = "clip" if medium.is_clip else "picture"
     if isinstance(answer, BoxAnswer):
         x1, y1, x2, y2 = (round(value) for value in answer.box.bbox_xyxy)
-        name = html.escape((answer.box.label or "here").capitalize(), quote=False)
+        name = plain((answer.box.label or "here").capitalize())
         return f"**{name}**: x {x1}–{x2}, y {y1}–{y2}"
     if isinstance(answer, NoneAnswer):
         return f"**None.** I see no such thing in the {what}."
     if isinstance(answer, TrajectoryAnswer):
         return _path_in_words(answer, medium)
     if isinstance(answer, Unparsed):
-        text = html.escape(answer.text.strip(), quote=False)[:200]
+        text = plain(answer.text.strip()[:200])
         return (
             f"I have no clear answer to that: what I wrote, “{text}”, is no place I could draw. "
             "I know questions about hands and what they hold; try one of those below."
         )
-    return html.escape(describe(answer, medium), quote=False)
+    return plain(describe(answer, medium))
 
 
 def _path_in_words(answer: TrajectoryAnswer, medium: Medium) -> str:
@@ -87,7 +97,7 @@ def _path_in_words(answer: TrajectoryAnswer, medium: Medium) -> str:
         places = " → ".join(f"({x:.0f}, {y:.0f})" for x, y in points)
         leaves = "" if valid[hand].all() else ", partly outside the picture"
         lines.append(f"**{SIDES[hand].capitalize()} hand** {direction(points[-1] - start)}{leaves}: {places}")
-    return "\n\n".join(lines) or "I see no hand in any frame of the clip, so there is no path to show."
+    return "\n\n".join(lines) or UNSEEN
 
 
 def direction(move: np.ndarray) -> str:
