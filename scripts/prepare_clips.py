@@ -34,6 +34,7 @@ from pose_tools.detect import resolve_backend  # noqa: E402
 from pose_tools.files import FolderBusyError, write_text  # noqa: E402
 from pose_tools.interruption import status_of  # noqa: E402
 from pose_tools.tool_protocol import BackendMissing  # noqa: E402
+from vlm.commands.console import in_words  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _prepare(options)
     except (EpicError, ShardError, FolderError, FolderBusyError, BackendMissing, OSError) as error:
-        print(f"prepare_clips: {error}", file=sys.stderr)
+        print(f"prepare_clips: {in_words(error)}", file=sys.stderr)
         return 1
 
 

@@ -37,11 +37,11 @@ def run(
     except user_errors() as error:
         if os.environ.get("HANDVLM_TRACEBACK"):
             raise
-        print(f"error: {_words(error)}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 1
 
 
-def _words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
     """The message; of the system's own errors, which only name a number and a file, what to look at, too."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: cannot be read or written ({error.strerror}); check the path, the rights and the room on the disk"
