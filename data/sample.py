@@ -116,9 +116,8 @@ def _validate_part(part: Any, allowed: tuple[str, ...], place: str) -> None:
 
 def _validate_video(part: dict[str, Any], place: str) -> None:
     frames = part.get("video")
-    several = isinstance(frames, Sequence) and not isinstance(frames, (str, bytes))
-    if not several or not len(frames):
-        got = f"{len(frames)} frames" if several else type(frames).__name__
+    if not isinstance(frames, Sequence) or isinstance(frames, (str, bytes)) or not frames:
+        got = "no frame" if isinstance(frames, Sequence) and not frames else type(frames).__name__
         raise SampleError(f"{place}: a video part needs a list of frames under 'video', got {got}; pose_tools.video reads files")
     if part.get("times") is not None and len(part["times"]) != len(frames):
         raise SampleError(f"{place}: a video part of {len(frames)} frames has {len(part['times'])} times")

@@ -20,16 +20,16 @@ class VideoFrames(Sequence):
     """
 
     def __init__(self, path: str | Path, count: int) -> None:
-        self.path, self.count = str(path), count
+        self.path, self.length = str(path), count
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, number: Any) -> Any:
-        return _decoded(self.path, self.count)[number]
+        return _decoded(self.path, self.length)[number]
 
     def __repr__(self) -> str:
-        return f"VideoFrames({self.path!r}, {self.count})"
+        return f"VideoFrames({self.path!r}, {self.length})"
 
 
 @lru_cache(maxsize=1)
