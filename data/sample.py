@@ -117,7 +117,7 @@ def _validate_part(part: Any, allowed: tuple[str, ...], place: str) -> None:
 def _validate_video(part: dict[str, Any], place: str) -> None:
     frames = part.get("video")
     if not isinstance(frames, Sequence) or isinstance(frames, (str, bytes)) or not frames:
-        got = "no frame" if isinstance(frames, Sequence) and not frames else type(frames).__name__
+        got = "0 frames" if isinstance(frames, Sequence) and not len(frames) else type(frames).__name__
         raise SampleError(f"{place}: a video part needs a list of frames under 'video', got {got}; pose_tools.video reads files")
     if part.get("times") is not None and len(part["times"]) != len(frames):
         raise SampleError(f"{place}: a video part of {len(frames)} frames has {len(part['times'])} times")
