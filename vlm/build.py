@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from pose_tools.grounding import DIALECTS, DialectName
 from vlm.answers import TRAJECTORY_TOKEN
-from vlm.checkpoints.reading import CheckpointError, refuse
+from vlm.checkpoints.reading import CheckpointError, refuse, refused
 from vlm.config import HandVLMConfig, check_keys
 from vlm.extend import add_slots
 from vlm.model import HandVLM
@@ -23,6 +23,7 @@ from vlm.templates import TEMPLATES
 from vlm.vision import MERGED, fourier_code, probe_grid
 
 Part = dict[str, Any] | str
+_NAMED = "Name a folder that holds it whole, or a model of huggingface.co, which must be reached from here."
 
 
 @dataclass
@@ -70,13 +71,15 @@ class BuildSettings:
 
 def build(settings: BuildSettings, texts: Iterable[str] = ()) -> tuple[HandVLM, HandVLMProcessor]:
     """Makes the model and its processor; `texts` are read only to train a tokenizer. Fresh parts use torch's global seed."""
-    tokenizer = (
-        train_tokenizer(texts, settings.vocab_size) if settings.tokenizer == "train" else AutoTokenizer.from_pretrained(settings.tokenizer)
-    )
+    if settings.tokenizer == "train":
+        tokenizer = train_tokenizer(texts, settings.vocab_size)
+    else:
+        with refused(f"tokenizer: {settings.tokenizer}: cannot be read", _NAMED):
+            tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
     tokenizer.add_tokens([f"<t{number}>" for number in range(settings.time_tokens)])
     add_slots(tokenizer, ["<image>", *map(pose_token, settings.pose_encoders)], settings.trajectory is not None)
-    language_model = _pretrained(AutoModelForCausalLM, settings.language_model)
-    vision_tower = _pretrained(AutoModel, settings.vision_tower)
+    language_model = _pretrained(AutoModelForCausalLM, settings.language_model, "language_model")
+    vision_tower = _pretrained(AutoModel, settings.vision_tower, "vision_tower")
     text_config = (
         language_model.config.get_text_config()
         if language_model is not None
@@ -160,7 +163,8 @@ def load_tower(model: HandVLM, path: str | Path, prefix: str) -> None:
 def load_projector(model: HandVLM, path: str | Path) -> None:
     """Fills the projector from a safetensors file in HandVLM's names; anything missing, left over or mis-shaped is an error."""
     prefix = "model.multi_modal_projector."
-    tensors = {name: value.float() for name, value in load_file(path).items()}
+    with refused(f"projector_weights: {path}: no .safetensors file", "scripts/convert.py llava-projector makes one of mm_projector.bin."):
+        tensors = {name: value.float() for name, value in load_file(path).items()}
     wanted = {prefix + name: value for name, value in model.model.multi_modal_projector.state_dict().items()}
     wrong = sorted(wanted.keys() ^ tensors.keys())
     wrong += [f"{name} is {tuple(v.shape)}" for name, v in tensors.items() if name in wanted and v.shape != wanted[name].shape]
@@ -204,14 +208,16 @@ def _with_new_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([weight, weight.mean(0, keepdim=True).expand(max(extra, 0), -1)]) if extra > 0 else weight
 
 
-def _pretrained(auto: Any, part: Part) -> Any:
-    """The model in a folder, whole: transformers draws random numbers for what a file lacks, and only warns. CheckpointError."""
+def _pretrained(auto: Any, part: Part, key: str) -> Any:
+    """The model in a folder, whole: transformers draws random numbers for what a file lacks, and only warns. `key` names the setting.
+    CheckpointError."""
     if not isinstance(part, str):
         return None
-    config = AutoConfig.from_pretrained(part)
-    if auto is AutoModel:  # a two-tower model such as CLIP: its vision half alone
-        config = getattr(config, "vision_config", config)
-    model, report = auto.from_pretrained(part, config=config, output_loading_info=True)
+    with refused(f"{key}: {part}: cannot be loaded", _NAMED):
+        config = AutoConfig.from_pretrained(part)
+        if auto is AutoModel:  # a two-tower model such as CLIP: its vision half alone
+            config = getattr(config, "vision_config", config)
+        model, report = auto.from_pretrained(part, config=config, output_loading_info=True)
     # a pooler sums up a whole picture, behind the patches that are read here
     lacking = [name for name in map(str, report["missing_keys"]) if "pooler." not in name]
     problems = {"missing": lacking, "mis-shaped": [*map(str, report["mismatched_keys"])]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -121,8 +122,18 @@ class HandVLMConfig(PreTrainedConfig):
                 "both must list the same encoders"
             )
         check_keys(self.pose_encoders, self.clip, self.trajectory)
+        self.check_pooling()
         if (self.trajectory is None) != (self.trajectory_token_id is None):
             raise ValueError("trajectory and trajectory_token_id come together: a head without its token, or a token without its head")
+
+    def check_pooling(self) -> None:
+        """Raises ValueError unless the patches of a frame are a square that `clip`'s pool divides."""
+        if self.clip is None:
+            return
+        patches, pool = self.image_seq_length * (4 if self.token_reducer == "merge-4" else 1), self.clip.get("pool") or 2
+        side = math.isqrt(patches)
+        if side * side != patches or side % pool:
+            raise ValueError(f"clip.pool is {pool}, expected a divisor of the side of a frame's square of patches, which are {patches}")
 
 
 def check_keys(

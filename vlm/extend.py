@@ -88,6 +88,7 @@ def _config(
     config.pose_encoders, config.pose_token_ids = encoders, {name: number(pose_token(name)) for name in encoders}
     config.number_token_ids = number_token_ids(tokenizer) if old.number_token_ids else None
     config.clip, config.trajectory = clip, trajectory
+    config.check_pooling()
     config.trajectory_token_id = number(TRAJECTORY_TOKEN) if trajectory is not None else None
     config.pad_token_id, config.eos_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id
     return config

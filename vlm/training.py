@@ -221,7 +221,8 @@ def make_start(settings: FinetuneSettings) -> tuple[HandVLM, HandVLMProcessor]:
     if settings.build is not None:
         with _refusals_as_settings():
             return build(settings.build, words)
-    model, processor = load_start(settings, Path(settings.model or ""))
+    with _refusals_as_settings():
+        model, processor = load_start(settings, Path(settings.model or ""))
     if settings.extend is None:
         return model, processor
     with _refusals_as_settings():

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
-from tests.tiny import CLIP, LLAMA, TEXTS
-from vlm.build import BuildSettings, build
+from tests.tiny import CLIP, LLAMA, TEXTS, tiny
+from vlm.build import BuildSettings, build, load_projector
 from vlm.checkpoints.reading import CheckpointError
 from vlm.small_tokenizer import train_tokenizer
 
@@ -64,3 +64,20 @@ def test_a_tower_needs_no_pooler(parts: BuildSettings, tmp_path: Path):
     parts.vision_tower = str(tmp_path / "vit")
     model, _ = build(parts)
     assert model.model.image_tokens(torch.zeros(1, 3, 56, 56)).shape == (1, 16, 48)
+
+
+@pytest.mark.parametrize("key", ["language_model", "vision_tower", "tokenizer"])
+def test_a_part_that_is_not_there_is_named_by_its_setting(key: str, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    parts = {"language_model": LLAMA, "vision_tower": CLIP, "image_size": 56, "vocab_size": 1500} | {key: "/no/such/part"}
+    settings = BuildSettings(**parts)
+    with pytest.raises(CheckpointError, match=f"{key}: /no/such/part: cannot be .*Name a folder that holds it whole"):
+        build(settings, ["where is my left hand?"] * 9)
+
+
+def test_a_projector_as_published_is_to_be_converted(tmp_path):
+    model, _ = tiny("llava")
+    torch.save({"mm_projector.weight": torch.zeros(4, 4)}, tmp_path / "mm_projector.bin")
+    for name in ("mm_projector.bin", "nowhere.safetensors"):
+        with pytest.raises(CheckpointError, match=f"{name}: no .safetensors file .*convert.py llava-projector"):
+            load_projector(model, tmp_path / name)

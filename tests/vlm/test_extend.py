@@ -87,6 +87,7 @@ def test_an_encoder_is_left_out_and_the_template_changed(tmp_path):
         ({"without": ["track"]}, "no pose encoder track"),
         ({"template": "vicuna"}, "expected one of chat, "),
         ({"clip": {"slow": "even"}}, "clip.slow is 'even', expected one of spread, last"),
+        ({"clip": {"pool": 3}}, "clip.pool is 3, expected a divisor"),
         ({"clip": {"pool": 0}}, "clip.pool is 0, expected a whole number of at least 1"),
         ({"trajectory": {"steps": 4, "compat": "lita"}}, "trajectory.compat is 'lita', expected one of None, False, True, handsonvlm"),
         ({"trajectory": {"steps": 4, "hand_layout": "right_left"}}, "trajectory.hand_layout is 'right_left'"),
