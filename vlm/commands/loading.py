@@ -40,12 +40,14 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
         raise CommandError(
             f"{folder}: not a model folder (no config.json). Train one with scripts/finetune.py, or name another with --model"
         )
-    if not (folder / "processor_config.json").is_file():
-        raise CommandError(f"{folder}: no processor_config.json, so how questions are put to this model is unknown. Copy the folder again")
     _check_device(device)
     transformers_logging.disable_progress_bar()
     try:
         _check_keys(folder / "config.json")
+        if not (folder / "processor_config.json").is_file():
+            raise CommandError(
+                f"{folder}: no processor_config.json, so how questions are put to this model is unknown. Copy the folder again"
+            )
         options = _quantised(folder, load_in, device) if load_in else {"dtype": "auto"}
         processor = HandVLMProcessor.from_pretrained(folder)
         if is_adapter(folder):
