@@ -77,7 +77,7 @@ class PathGeneration:
             raise ValueError(f"num_trajectories is {futures}, expected at least 1")
         if not kwargs.get("return_dict_in_generate", True):
             raise ValueError("a model with a path head returns a dict: paths come beside the text; leave return_dict_in_generate out")
-        settings = self.config.trajectory
+        settings = self.config.trajectory_settings
         decoder = PathDecoder(self.trajectory_head, settings)
         noise = decoder.noise(noise, len(input_ids), self._samples(kwargs), futures, next(self.parameters()))
         observed = observed_hands(input_ids, media["pose_tokens"], self.config)
@@ -100,9 +100,9 @@ class PathGeneration:
         for name, tail in (("points", (2, 2)), ("spread", (2, 2)), ("presence", (2,))):
             rows = [None if one is None else one[name] for one in found]
             key = "trajectories" if name == "points" else f"trajectory_{name}"
-            output[key] = padded(rows, settings["steps"], futures, embeds.float(), tail)
+            output[key] = padded(rows, settings.steps, futures, embeds.float(), tail)
         output["valid"] = output["trajectories"].isfinite().all(-1)
-        output["trajectory_space"] = settings.get("space", "grid")
+        output["trajectory_space"] = settings.space
         return output
 
     def _samples(self, kwargs: dict) -> int:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import ModelOutput
 from vlm.adapters import is_adapter, load_adapter
 from vlm.checkpoints.reading import CheckpointError as CheckpointError  # callers may know it from here
 from vlm.checkpoints.reading import refuse
-from vlm.config import HandVLMConfig
+from vlm.config import HandVLMConfig, TrajectorySettings
 from vlm.connectors import ImageProjector, PoseProjector
 from vlm.generation import PathGeneration
 from vlm.loss import token_losses
@@ -77,8 +77,8 @@ class HandVLMModel(HandVLMPreTrainedModel):
             }
         )
         self.language_model = AutoModel.from_config(config.text_config)
-        code = (config.trajectory or {}).get("position_code")
-        self.trajectory_code = TrajectoryCode(width, code) if code else None
+        path = config.trajectory_settings
+        self.trajectory_code = TrajectoryCode(width, path.position_code) if path and path.position_code else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -125,10 +125,10 @@ class HandVLMModel(HandVLMPreTrainedModel):
 
     def _clip_blocks(self, features: Tensor) -> list[tuple[Tensor, bool]]:
         """A clip's patches (B, T, P, C) → its frames' means in time, then each slow frame's patches; the flag marks a grid of places."""
-        if self.config.clip is None:
+        clip = self.config.clip_settings
+        if clip is None:
             raise ValueError("this model reads no clips: build or extend it with `clip` (see HandVLMConfig), or ask about one picture")
-        pooling = {name: value for name, value in self.config.clip.items() if name not in ("frames", "pictures")}
-        fast, grids = slow_fast_parts(features, **pooling)
+        fast, grids = slow_fast_parts(features, **clip.pooling)
         return [(fast, False), *((grids[:, number], True) for number in range(grids.shape[1]))]
 
     def _project_blocks(self, blocks: list[tuple[Tensor, bool]]) -> Tensor:
@@ -179,7 +179,7 @@ class HandVLMModel(HandVLMPreTrainedModel):
             mask = input_ids == self.config.pose_token_ids[name]
             embeds = fill_slots(embeds, mask, self.pose_projectors[name](features.to(embeds.device)), f"pose ({name})")
         if self.trajectory_code is not None and trajectories is not None:
-            if trajectory_valid is not None and (self.config.trajectory or {}).get("compat"):
+            if trajectory_valid is not None and self.config.trajectory_settings.compat:
                 trajectories = handsonvlm_points(trajectories, trajectory_valid)
             code = self.trajectory_code(trajectories.to(embeds.device), trajectory_valid)
             mask = input_ids == self.config.trajectory_token_id
@@ -254,19 +254,18 @@ def fill_slots(embeds: Tensor, mask: Tensor, tokens: Tensor, what: str) -> Tenso
     return embeds.masked_scatter(mask.unsqueeze(-1), tokens.to(embeds))
 
 
-def _path_head(config: Any) -> Head:
-    """The head that `config.trajectory` describes: it reads a hand's half of a state and, if it is told, where that hand was.
+def _path_head(config: Any, settings: TrajectorySettings) -> Head:
+    """The head that `settings` describe: it reads a hand's half of a state and, if it is told, where that hand was.
 
     Raises ValueError for a head or an observed pose encoder that does not exist.
     """
-    settings = config.trajectory
-    name, observed = settings.get("head", "path"), settings.get("observed")
-    if name not in HEADS:
-        raise ValueError(f"trajectory: head is {name!r}, expected one of {', '.join(HEADS)}")
+    observed = settings.observed
+    if settings.head not in HEADS:
+        raise ValueError(f"trajectory: head is {settings.head!r}, expected one of {', '.join(HEADS)}")
     if observed is not None and observed not in config.pose_encoders:
         raise ValueError(f"trajectory: observed is {observed!r}, but the pose encoders are {', '.join(config.pose_encoders) or 'none'}")
-    past = context_width(config.pose_encoders[observed]["n_tokens"] // 2, settings.get("observed_code", "fourier")) if observed else 0
-    return HEADS[name](config.text_config.hidden_size // 2 + past, **(settings.get("options") or {}))
+    past = context_width(config.pose_encoders[observed]["n_tokens"] // 2, settings.observed_code) if observed else 0
+    return HEADS[settings.head](config.text_config.hidden_size // 2 + past, **settings.options)
 
 
 class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
@@ -278,7 +277,8 @@ class HandVLM(HandVLMPreTrainedModel, PathGeneration, GenerationMixin):
         super().__init__(config)
         self.model = HandVLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.trajectory_head = None if config.trajectory is None else _path_head(config)
+        settings = config.trajectory_settings
+        self.trajectory_head = None if settings is None else _path_head(config, settings)
         self.post_init()
 
     @classmethod

@@ -34,17 +34,18 @@ class PathNoise:
     @classmethod
     def of(cls, model: Any) -> PathNoise | None:
         """What a HandVLM needs; None for one that draws nothing."""
-        settings: Any = getattr(model.config, "trajectory", None) or {}
-        head = getattr(model, "trajectory_head", None)
+        settings, head = getattr(model.config, "trajectory_settings", None), getattr(model, "trajectory_head", None)
+        if settings is None:
+            return None
         shape: tuple[int, ...] | None = None
         if getattr(head, "latent_per_step", False):
-            shape = (2, settings["steps"], head.latent)
+            shape = (2, settings.steps, head.latent)
         elif getattr(head, "shared_latent", 0):
             shape = (head.shared_latent,)
-        feedback = settings.get("feedback_noise", 0.0) if settings.get("position_code") else 0.0
+        feedback = settings.feedback_noise if settings.position_code else 0.0
         if shape is None and not feedback:
             return None
-        return cls(shape, model.config.trajectory_token_id, settings["steps"], bool(settings.get("compat")), feedback)
+        return cls(shape, model.config.trajectory_token_id, settings.steps, bool(settings.compat), feedback)
 
     def draw(self, seeds: Sequence[Sequence[int]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """For a batch of rows with these `seeds`: `noise` (blocks, *shape) for the head's loss and `fed_back` (M, 2, T, 2), the points of

@@ -13,7 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 from data.sample import SampleError, validate_messages
 from pose_tools.views import View
 from vlm.answers import TRAJECTORY_TOKEN, whole_frame
-from vlm.config import HandVLMConfig
+from vlm.config import ClipSettings, HandVLMConfig
 from vlm.decoding import decode_text
 from vlm.packing import Row, collate, pack
 from vlm.pixels import VIEW_RULES, MediumRows, Pixels, read_media
@@ -258,7 +258,7 @@ class HandVLMProcessor(ProcessorMixin):
 
     def _media_ids(self, piece: Piece) -> list[int]:
         part = piece.value
-        if self.clip is not None and (part["type"] == "video" or (part["type"] == "image" and self.clip.get("pictures"))):
+        if self.clip is not None and (part["type"] == "video" or (part["type"] == "image" and ClipSettings.of(self.clip).pictures)):
             frames = len(part["video"]) if part["type"] == "video" else 1
             return [self.image_token_id] * clip_length(frames, self.clip["patches"], self.clip)
         if part["type"] == "image":
@@ -302,15 +302,15 @@ class HandVLMProcessor(ProcessorMixin):
 
 def processor_options(config: HandVLMConfig) -> dict[str, Any]:
     """The arguments of HandVLMProcessor that its model's config fixes."""
-    trajectory = config.trajectory or {}
+    trajectory = config.trajectory_settings
     patches = config.image_seq_length * MERGED[config.token_reducer]
     return {
         "image_size": config.image_size,
         "image_seq_length": config.image_seq_length,
         "pose_encoders": config.pose_encoders,
         "clip": None if config.clip is None else {**config.clip, "patches": patches},
-        "trajectory_steps": trajectory.get("steps"),
-        "trajectory_space": trajectory.get("space", "grid"),
+        "trajectory_steps": None if trajectory is None else trajectory.steps,
+        "trajectory_space": "grid" if trajectory is None else trajectory.space,
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from vlm.config import TrajectorySettings
 from vlm.packing import as_attention_bias
 from vlm.trajectory import Head
 from vlm.trajectory_observed import hand_inputs
@@ -25,10 +26,9 @@ Code = Callable[[Tensor], Tensor]
 class PathDecoder:
     """Turns states into points: the path head, where in a state each hand is, and the published quirks that are on."""
 
-    def __init__(self, head: Head, settings: dict[str, Any]) -> None:
-        self.head, self.compat, self.steps = head, settings.get("compat"), settings["steps"]
-        self.layout: Any = settings.get("hand_layout", "left_right")
-        self.code = settings.get("observed_code", "fourier")
+    def __init__(self, head: Head, settings: TrajectorySettings) -> None:
+        self.head, self.compat, self.steps = head, settings.compat, settings.steps
+        self.layout, self.code = settings.hand_layout, settings.observed_code
         self.from_first = getattr(head, "from_first", False)
 
     def noise(self, noise: Tensor | None, batch: int, samples: int, futures: int, like: Tensor) -> Tensor | None:

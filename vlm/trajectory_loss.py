@@ -32,10 +32,9 @@ def path_loss(
     as one of zeros that is not valid, `noise` has a block for it too, and sums are averaged over the `micro_batches` of the global batch.
     Raises ValueError when tokens and paths do not agree.
     """
-    settings, head = model.config.trajectory, model.trajectory_head
+    settings, head = model.config.trajectory_settings, model.trajectory_head
     if trajectories is None or input_ids is None:
         return _without_paths(model, hidden, labels, observed)
-    layout, code = settings.get("hand_layout", "left_right"), settings.get("observed_code", "fourier")
     paths, _, steps, _ = trajectories.shape
     rows, places = (input_ids == model.config.trajectory_token_id).nonzero(as_tuple=True)
     if len(rows) != paths * steps:
@@ -43,34 +42,35 @@ def path_loss(
             f"the conversations have {len(rows)} path tokens but {paths} paths of {steps} steps came with them; build the batch with this "
             "model's own processor, and do not cut conversations to a length"
         )
-    if settings.get("compat") and valid is not None:
+    if settings.compat and valid is not None:
         trajectories = handsonvlm_points(trajectories, valid)
     states = hidden[rows, places - 1].reshape(paths, steps, -1)  # the state that predicts a token
     supervised = (labels[rows, places] != -100).reshape(paths, steps).all(1)
     known = torch.ones(trajectories.shape[:3], dtype=torch.bool, device=hidden.device) if valid is None else valid.bool()
     known = known & supervised[:, None, None]
     blocks = torch.arange(paths, device=hidden.device)
-    if settings.get("compat"):
+    if settings.compat:
         blocks, (states, trajectories, known) = _with_empty_rows(rows[::steps], len(hidden), (states, trajectories, known))
-    inputs, origin = hand_inputs(states, layout, None if observed is None else observed[rows[::steps]], code)
-    terms = head.loss(inputs, trajectories - origin, known, noise=noise, compat=settings.get("compat"), num_items_in_batch=count)
+    seen = None if observed is None else observed[rows[::steps]]
+    inputs, origin = hand_inputs(states, settings.hand_layout, seen, settings.observed_code)
+    terms = head.loss(inputs, trajectories - origin, known, noise=noise, compat=settings.compat, num_items_in_batch=count)
     if "points" in terms:
         terms["points"] = (terms["points"] + origin)[blocks]
-    weight = settings.get("weight", 1.0) / (micro_batches if settings.get("compat") else 1)
+    weight = settings.weight / (micro_batches if settings.compat else 1)
     return {name: value if name == "points" else weight * value for name, value in terms.items() if name == "points" or value.dim() == 0}
 
 
 def _without_paths(model: Any, hidden: Tensor, labels: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
     """Zeros, made by every parameter of the head; ValueError where the answers do have path tokens."""
-    settings = model.config.trajectory
+    settings = model.config.trajectory_settings
     without = int((labels == model.config.trajectory_token_id).sum())
     if without:
         raise ValueError(
             f"the answers have {without} path tokens but no paths came with them; build the batch with this model's own processor"
         )
-    states = hand_states(hidden[:1, :1] * 0, settings.get("hand_layout", "left_right"))
+    states = hand_states(hidden[:1, :1] * 0, settings.hand_layout)
     if observed is not None:
-        context = context_width(observed.shape[2], settings.get("observed_code", "fourier"))
+        context = context_width(observed.shape[2], settings.observed_code)
         states = torch.cat([states, states.new_zeros(1, 2, 1, context)], -1)
     empty = model.trajectory_head.loss(states.float(), states.new_zeros(1, 2, 1, 2).float(), states.new_zeros(1, 2, 1).bool())
     return {name: value * 0 for name, value in empty.items() if value.dim() == 0}

@@ -29,8 +29,7 @@ def observed_hands(input_ids: Tensor, pose_tokens: Mapping[str, Tensor] | None, 
 
     They are the tokens of the pose encoder that `config.trajectory["observed"]` names; None for models without one.
     """
-    name = (config.trajectory or {}).get("observed")
-    if name is None:
+    if config.trajectory_settings is None or (name := config.trajectory_settings.observed) is None:
         return None
     slots = config.pose_encoders[name]["n_tokens"]
     column = config.pose_encoders[name]["box_columns"][0]

@@ -120,7 +120,7 @@ class _Prescribed:
 def published(model: HandVLM, batch: dict[str, Tensor], noise: Tensor) -> Tensor:
     """Points (1, 1, 2, 4, 2) likewise, everything computed again for every token, on 100 frames."""
     ids, points, body = batch["input_ids"], [], model.model
-    token = model.config.trajectory_token_id
+    token, settings = model.config.trajectory_token_id, model.config.trajectory_settings
     for number in ANSWER:
         frames = batch["pixel_values"].repeat(TILES, 1, 1, 1)
         features = patch_features(body.vision_tower, frames, model.config.vision_feature_layer, "default")
@@ -133,9 +133,9 @@ def published(model: HandVLM, batch: dict[str, Tensor], noise: Tensor) -> Tensor
         states = body.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         model.lm_head(states)  # all positions, to choose the last one's token
         if number == token:
-            hands = hand_states(states[:, -1:], model.config.trajectory["hand_layout"])
+            hands = hand_states(states[:, -1:], settings.hand_layout)
             step = noise[:, 0, :, len(points), None]
-            points.append(model.trajectory_head.predict(hands, step, model.config.trajectory["compat"])[:, :, 0])
+            points.append(model.trajectory_head.predict(hands, step, settings.compat)[:, :, 0])
         ids = torch.cat([ids, ids.new_tensor([[number]])], 1)
     return torch.stack(points, 2).unsqueeze(1)
 

@@ -70,10 +70,11 @@ def path_states(
     """
     from safetensors.torch import load_file, save_file
 
-    settings = model.config.trajectory or {}
-    if not settings.get("observed") or settings.get("position_code") or settings.get("space", "grid") != "grid":
+    settings = model.config.trajectory_settings
+    if settings is None or not settings.observed or settings.position_code or settings.space != "grid":
         raise ValueError(
-            f"states are kept of models whose path head reads observed hands and feeds nothing back; this one's trajectory is {settings}"
+            "states are kept of models whose path head reads observed hands and feeds nothing back; this one's trajectory is "
+            f"{model.config.trajectory}"
         )
     parts = []
     for start in tqdm(range(0, len(questions), BATCH), desc=f"states of {len(questions)} answers", mininterval=5):
@@ -90,7 +91,7 @@ def _answered(model: Any, processor: Any, questions: Sequence[ClipQuestion], tok
     turns = [conversation(q, CONDITIONS[0], tokens=tokens, partner=q) for q in questions]
     batch = processor(turns)
     output = model.generate(**batch, **Asker(model, processor).generation)
-    texts, steps = processor.decode_answers(output, batch), model.config.trajectory["steps"]
+    texts, steps = processor.decode_answers(output, batch), model.config.trajectory_settings.steps
     views = [views[-1] for views in batch["views"]]
     paths = [Paths.of(output, row, steps=steps) for row in range(len(texts))]
     replies = [path_reply(text, view, processor.dialect, path) for text, view, path in zip(texts, views, paths, strict=True)]

@@ -39,10 +39,11 @@ class PathAsker:
     def noise(self, names: Sequence[str]) -> torch.Tensor | None:
         """(B, S, 2, steps, latent) for the model's head, the first future without any; None where no noise is needed."""
         latent = getattr(self.model.trajectory_head, "latent", None)
-        all_drawn = bool(self.model.config.trajectory.get("compat"))
+        settings = self.model.config.trajectory_settings
+        all_drawn = bool(settings.compat)
         if latent is None or (self.futures == 1 and not all_drawn):
             return None
-        steps = self.model.config.trajectory["steps"] if self.model.trajectory_head.latent_per_step else 1
+        steps = settings.steps if self.model.trajectory_head.latent_per_step else 1
         drawn = []
         for name in names:
             number = int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:8], "little")
