@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = _config(source)
     except (OSError, ValueError) as error:
-        raise CommandError(f"{options.model}: no model's config ({' '.join(str(error).split())[:200]})") from error
+        why = " ".join(str(error).split())[:200]
+        raise CommandError(f"{options.model}: no model's config ({why}); give a model's folder or its config.json") from error
     made = plan(
         config,
         load_in=options.load_in,
