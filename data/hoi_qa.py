@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 NOMINAL_FRAMES = {"EPIC-KITCHENS": (1920, 1080), "Ego4D": (1440, 1080)}
 DIALECT: DialectName = "minigpt"
+EPIC_FRAMES = "EPIC_Kitchens/frames"
+"""Under the frames' folder; the published EPIC training file's pictures start from there, those of the other files one folder higher."""
 _TAG = re.compile(r"\[(\w+)\]")
 _PIXEL_BOX = re.compile(r"\{<(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)>\}")
 _LABEL = re.compile(r"<p>([^<>]*)</p>\s*\Z")
@@ -134,10 +136,12 @@ def _kind_of(path: Path, content: Any):
 
 
 def _frame(root: Path, row: Any, where: str) -> Path:
-    """The picture of a record: `image_path` as it is, or EPIC's training `image`, which lacks its ending."""
+    """The picture of a record: `image_path` as it is, or EPIC's training `image`, which lacks its ending and may lack `EPIC_FRAMES`."""
     name = row.get("image_path") if isinstance(row, dict) else None
     if name is None and isinstance(row, dict) and isinstance(row.get("image"), str):
         name = row["image"] if row["image"].endswith(".jpg") else f"{row['image']}.jpg"
+        if not (root / name).is_file() and (root / EPIC_FRAMES / name).is_file():
+            name = f"{EPIC_FRAMES}/{name}"
     if not isinstance(name, str):
         raise HOIQAError(f"{where}: neither 'image' nor 'image_path' holds a path")
     frame = (root / name).resolve()
@@ -250,20 +254,15 @@ def _scaled(box: Any, nominal: tuple[int, int], size: tuple[int, int], where: st
     return [v * side for v, side in zip(fractions(box, nominal, where), size * 2, strict=True)]
 
 
-def fractions(box: Any, frame: tuple[int, int], where: str) -> tuple[float, ...]:
+def fractions(box: Any, frame: tuple[int, int], where: str, *, anywhere: bool = False) -> tuple[float, ...]:
     """A box of the test files, xyxy in pixels of `frame` (width, height), as fractions of its sides; it may reach over the border.
 
-    Raises HOIQAError for what is no box, an inverted one, or one that lies outside the frame.
+    Raises HOIQAError for what is no box, and unless `anywhere` for an inverted one or one that lies outside the frame.
     """
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
-        or box[2] < box[0]
-        or box[3] < box[1]
-    ):
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+    if not numbers or (not anywhere and (box[2] < box[0] or box[3] < box[1])):
         raise HOIQAError(f"{where}: the box is {box!r}, expected [x1, y1, x2, y2] in pixels with x1 <= x2 and y1 <= y2")
-    if box[2] < 0 or box[3] < 0 or box[0] > frame[0] or box[1] > frame[1]:
+    if not anywhere and (box[2] < 0 or box[3] < 0 or box[0] > frame[0] or box[1] > frame[1]):
         raise HOIQAError(f"{where}: the box {box!r} lies outside its frame of {frame[0]}x{frame[1]}; correct or remove the record")
     return tuple(v / side for v, side in zip(box, frame * 2, strict=True))
 

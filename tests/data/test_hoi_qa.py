@@ -140,6 +140,15 @@ def test_missing_frames(world, tmp_path):
     assert [s.id for s in read_hoi_qa(path, frames=world)] == [row["id"] for row in rows]
 
 
+def test_published_training_pictures_start_under_epics_frames(world, tmp_path):
+    """The published loader joins EPIC's `image` to `…/EPIC_Kitchens/frames`, the tests' `image_path` to nothing."""
+    path = copy(world, tmp_path, "epic-kitchens-train.json")
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([{**row, "image": row["image"].removeprefix("EPIC_Kitchens/frames/")} for row in rows]))
+    pictures = [sample.messages[0]["content"][0]["image"] for sample in read_hoi_qa(path, max_missing=0)]
+    assert pictures == [str((tmp_path / "copy").resolve() / f"{row['image']}.jpg") for row in rows]
+
+
 def test_bad_files_are_one_clear_error_each(world, tmp_path):
     path = copy(world, tmp_path, "ego4d-test.json")
     rows = json.loads(path.read_text())

@@ -88,6 +88,21 @@ def test_a_box_that_cannot_be_is_refused_where_it_is_read(box, message, world, t
             read()
 
 
+def test_compat_takes_the_tests_boxes_as_they_are(world, model, tmp_path, capsys):
+    """The published scorer neither looks whether a true box is upright nor where it lies: its number of questions is that of the file."""
+    shutil.copytree(world, tmp_path / "world")
+    file = tmp_path / "world" / "hoiqa_dataset" / "epic-test.json"
+    rows = json.loads(file.read_text())
+    for row, box in zip(rows.values(), (INVERTED, FAR, BEFORE)):
+        row["bbox"] = box
+    file.write_text(json.dumps(rows))
+    run(file.parent, tmp_path / "out", "--model", model, "--protocol", "compat", "--limit", 2)
+    run(file.parent, tmp_path / "again", "--predictions", tmp_path / "out" / "predictions.json", "--protocol", "compat")
+    assert capsys.readouterr().out.count(f"/{len(rows)}\nMean IoU Score") == 2
+    with pytest.raises(HOIQAError, match="x1 <= x2"):
+        run(file.parent, tmp_path / "strict", "--predictions", tmp_path / "out" / "predictions.json")
+
+
 def test_a_training_answer_with_no_real_box_stays_text(world):
     from data.hoi_qa import answer_parts
 

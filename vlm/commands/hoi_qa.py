@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
 
     if not 0 <= options.iou <= 1:
         raise CommandError(f"--iou {options.iou}: expected a number from 0 to 1")
-    items = strict.read_items(options.data, tags=options.tags)
+    items = strict.read_items(options.data, tags=options.tags, any_box=options.protocol == "compat")
     predictions: Any = options.predictions
     if predictions is None:
         answers = _ask(items, options)

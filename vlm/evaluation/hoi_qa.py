@@ -81,20 +81,21 @@ class ItemScore:
     at75: bool | None = None
 
 
-def read_items(test_files: Any, *, tags: bool = False) -> list[Item]:
+def read_items(test_files: Any, *, tags: bool = False, any_box: bool = False) -> list[Item]:
     """Every question of the three test files, in the order the published evaluation asks them. `tags` keeps "[refer]" and its like.
 
-    Raises HOIQAError for a record that cannot be used.
+    Raises HOIQAError for a record that cannot be used; `any_box` takes true boxes that are inverted or outside their frame, as the
+    published evaluation does.
     """
     truth = compat.open_test_files(test_files)
-    items = [_interaction(row, tags) for row in truth["hoi"]]
+    items = [_interaction(row, tags, any_box) for row in truth["hoi"]]
     for file in ("epic", "ego4d"):
         for make in (_refer, _identify):
-            items += [make(file, key, row, tags) for key, row in truth[file].items()]
+            items += [make(file, key, row, tags, any_box) for key, row in truth[file].items()]
     return items
 
 
-def _interaction(row: Mapping[str, Any], tags: bool) -> Item:
+def _interaction(row: Mapping[str, Any], tags: bool, any_box: bool) -> Item:
     where, question, answer = f"hoi, record {row.get('id')!r}", row.get("question"), row.get("answer")
     if not isinstance(question, str) or not isinstance(answer, (str, list)) or not isinstance(row.get("image_path"), str):
         raise HOIQAError(f"{where}: expected image_path, question and answer, got {dict(row)!r}")
@@ -104,30 +105,30 @@ def _interaction(row: Mapping[str, Any], tags: bool) -> Item:
     kind = next((name for name, prefix in compat.PREFIXES.items() if prefix in question), None)
     kind = kind or ("handN2handBB" if question in compat.HAND_QUESTIONS else "other")
     asked = question if tags else _TAGS.sub("", question)
-    boxes = tuple(fractions(box, compat.FRAMES["hoi"], where) for box in found)
+    boxes = tuple(fractions(box, compat.FRAMES["hoi"], where, anywhere=any_box) for box in found)
     name = None if found else str(answer)
     return Item("hoi", str(row["id"]), "answer", asked, kind, row["image_path"], boxes, name, _side(f"{question} {name or ''}"))
 
 
-def _refer(file: str, key: str, row: Mapping[str, Any], tags: bool) -> Item:
-    noun, box = _direct(file, key, row)
+def _refer(file: str, key: str, row: Mapping[str, Any], tags: bool, any_box: bool) -> Item:
+    noun, box = _direct(file, key, row, any_box)
     kind = "handN2handBB" if noun in compat.HANDS else "objN2objBB"
     question = f"{'[refer] ' if tags else ''}Where is the {noun}"
     return Item(file, key, "ref_answer", question, kind, row["image_path"], (box,), None, _side(noun))
 
 
-def _identify(file: str, key: str, row: Mapping[str, Any], tags: bool) -> Item:
-    noun, box = _direct(file, key, row)
+def _identify(file: str, key: str, row: Mapping[str, Any], tags: bool, any_box: bool) -> Item:
+    noun, box = _direct(file, key, row, any_box)
     kind = "handBB2handN" if noun in compat.HANDS else "objBB2objN"
     question = ("[identify] " if tags else "") + "{" + "".join(f"<{int(v * 100)}>" for v in box) + "}"
     return Item(file, key, "iden_answer", question, kind, row["image_path"], (), noun, _side(noun))
 
 
-def _direct(file: str, key: str, row: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:
+def _direct(file: str, key: str, row: Mapping[str, Any], any_box: bool) -> tuple[str, tuple[float, ...]]:
     where = f"{file}, record {key!r}"
     if not isinstance(row.get("noun"), str) or not isinstance(row.get("image_path"), str):
         raise HOIQAError(f"{where}: expected image_path, noun and bbox, got {dict(row)!r}")
-    return row["noun"], fractions(row.get("bbox"), compat.FRAMES[file], where)
+    return row["noun"], fractions(row.get("bbox"), compat.FRAMES[file], where, anywhere=any_box)
 
 
 def _side(words: str) -> str:
