@@ -27,6 +27,7 @@ from data.epic_kitchens import (
     EpicError,
     clip_frames,
     frame_path,
+    frames_before,
     observed_frames,
     read_actions,
     read_questions,
@@ -182,7 +183,7 @@ class EpicClips:
     def _asked_of(self, action: Action) -> str | None:
         """The frame that questions about an action are filed under."""
         try:
-            last = observed_frames(action.start_frame, self.fps, count=self.count, rate=self.rate, gap=self.gap)[-1]
+            last = frames_before(action, self.fps, count=self.count, rate=self.rate, gap=self.gap)[-1]
         except EpicError:
             return None
         return frame_path(action.participant_id, action.video_id, last)
@@ -190,7 +191,7 @@ class EpicClips:
     def _clip(self, members: Sequence[Action], known: dict[int, Any]) -> Clip | None:
         first = members[0]
         try:
-            observed_frames(first.start_frame, self.fps, count=self.count, rate=self.rate, gap=self.gap)
+            frames_before(first, self.fps, count=self.count, rate=self.rate, gap=self.gap)
         except EpicError as error:
             self._skip("begin before anything is observed", f"action {first.uid}: {error}", len(members))
             return None

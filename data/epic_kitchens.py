@@ -41,7 +41,8 @@ class EpicError(SampleError):
 
 @dataclass(frozen=True)
 class Action:
-    """One row of an annotation file. `uid` is the row's number, going on from file to file; frames are counted from 1."""
+    """One row of an annotation file. `uid` is the row's number, going on from file to file; frames are counted from 1. `start_time` is what
+    the row says of it in seconds, None where it says nothing."""
 
     uid: int
     participant_id: str
@@ -51,22 +52,26 @@ class Action:
     narration: str
     verb: str
     noun: str
+    start_time: float | None = None
 
 
-def observed_frames(start_frame: int, fps: float = 60.0, *, count: int = 10, rate: float = 4.0, gap: float = 1.0) -> list[int]:
+def observed_frames(
+    start_frame: int, fps: float = 60.0, *, count: int = 10, rate: float = 4.0, gap: float = 1.0, start_time: float | None = None
+) -> list[int]:
     """Numbers (from 1) of the observed frames of an action that starts at `start_frame` (from 1).
 
     `count` frames at `rate` Hz, the last `gap` seconds before the action; moments before the video are its first frame. Moments are
     rounded to float32 and multiplied there, as in the published loader: late in a video a number is then one lower than exact
     arithmetic gives, and the published question files are keyed by these numbers. `fps` was 60 for every video there. Raises
-    EpicError for an action that starts within the gap (nothing of it is observed), and for numbers that mean nothing.
+    EpicError for an action that starts within the gap (nothing of it is observed), and for numbers that mean nothing. An action that
+    starts behind the gap by its annotated `start_time` is kept, as published, also where its frame, counted at `fps`, does not.
     """
     if not (all(0 < number < math.inf for number in (fps, rate)) and count > 0 and 0 <= gap < math.inf):
         raise EpicError(f"{count} frames at {rate} Hz of {fps} fps, {gap} s before the action: expected positive numbers, a gap from 0 on")
     if not start_frame < LATEST:
         raise EpicError(f"an action at frame {start_frame}: expected a frame's number, from 1 on and below {LATEST}")
     last = (start_frame - 1) / fps - gap
-    if start_frame < 1 or last < 0:
+    if start_frame < 1 or max(last, -1.0 if start_time is None else start_time - gap) < 0:
         raise EpicError(f"an action at frame {start_frame} of {fps} fps starts before {gap} s of video: there is nothing to observe")
     moments = np.clip((np.arange(1, count + 1) - count) / rate + last, 0, None).astype(np.float32)
     return (np.floor(moments * np.float32(fps)).astype(np.int64) + 1).tolist()
@@ -121,13 +126,27 @@ def _action(row: Mapping[Any, Any], uid: int, where: str) -> Action:
         frame_path(texts["participant_id"], texts["video_id"], start)
     except EpicError as error:
         raise EpicError(f"{where}: {error}") from None
-    return Action(uid=uid, start_frame=start, stop_frame=stop, **texts)
+    return Action(uid=uid, start_frame=start, stop_frame=stop, start_time=_clock_seconds(row.get("start_timestamp")), **texts)
+
+
+def _clock_seconds(text: Any) -> float | None:
+    """Of hours:minutes:seconds; None for anything else."""
+    try:
+        hours, minutes, seconds = (float(part) for part in text.split(":"))
+    except (AttributeError, ValueError):
+        return None
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def frames_before(action: Action, fps: float = 60.0, **observation: Any) -> list[int]:
+    """`observed_frames` of an action."""
+    return observed_frames(action.start_frame, fps, start_time=action.start_time, **observation)
 
 
 def clip_frames(action: Action, root: str | Path, fps: float = 60.0, **observation: Any) -> list[Path]:
     """The observed frames of an action under `root`; `observation` as for `observed_frames`. Raises EpicError naming the frames that are
     missing."""
-    numbers = observed_frames(action.start_frame, fps, **observation)
+    numbers = frames_before(action, fps, **observation)
     paths = [Path(root) / frame_path(action.participant_id, action.video_id, number) for number in numbers]
     missing = [str(path) for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:

@@ -1,8 +1,8 @@
 """Reads MANO and SMPL model files without running anything in them.
 
-The published files are pickles of Python 2 that hold NumPy arrays, one SciPy matrix and chumpy objects. Here every one of these
-is stood in for by a plain record (NumPy's own unpickling crashes on bent data types), and the arrays are made from the records
-afterwards, checked. Every other name in the file stops the reading (`UnsafePickleError`).
+The published files are pickles of Python 2 that hold NumPy arrays, one SciPy matrix and chumpy objects; labels of hand paths hold SciPy
+curves, too. Here every one of these is stood in for by a plain record (NumPy's own unpickling crashes on bent data types), and the
+arrays are made from the records afterwards, checked. Every other name in the file stops the reading (`UnsafePickleError`).
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class _Sparse(_Record):
     """scipy.sparse.csc_matrix: state {data, indices, indptr, _shape}."""
 
 
+class _Curve(_Record):
+    """A SciPy spline, and the function that newer SciPys keep in it. Nothing here evaluates it: it is read as None."""
+
+
 class _Chumpy(_Record):
     """Any chumpy class: state, a dict."""
 
@@ -86,6 +90,8 @@ for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[_core + ".numeric", "_frombuffer"] = _from_buffer
 for _module in ("scipy.sparse", "scipy.sparse.csc", "scipy.sparse._csc"):
     _ALLOWED[_module, "csc_matrix"] = _Sparse
+_ALLOWED["scipy.interpolate._cubic", "CubicHermiteSpline"] = _Curve
+_ALLOWED["scipy._lib.array_api_compat.numpy._aliases", "asarray"] = _Curve
 
 
 class _Reader(pickle.Unpickler):
@@ -153,6 +159,8 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
         return _array(data, dtype, (), "C", name)[()]
     if isinstance(value, _Sparse):
         return _sparse({key: _plain(part, name, depth + 1) for key, part in value.state.items()}, name)
+    if isinstance(value, _Curve):
+        return None
     if isinstance(value, _Chumpy):
         return _selection(value, name, depth)
     if isinstance(value, (list, tuple)):

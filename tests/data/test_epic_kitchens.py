@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.interpolate import CubicHermiteSpline
 
 from data.epic_kitchens import (
     EpicError,
     clip_frames,
     frame_path,
+    frames_before,
     observed_frames,
     read_actions,
     read_label,
@@ -39,6 +41,18 @@ def test_float32_rounding_of_the_published_loader():
     assert observed_frames(61) == [1] * 10
     with pytest.raises(EpicError, match="nothing to observe"):
         observed_frames(60)
+
+
+def test_an_action_that_starts_after_the_gap_by_its_timestamp(tmp_path: Path):
+    """Published: the timestamp decides, in hundredths of a second, what is left out (a question of RBHP is about such an action)."""
+    assert observed_frames(60, start_time=1.0) == [1] * 10 == observed_frames(55, start_time=1.1)
+    with pytest.raises(EpicError, match="nothing to observe"):
+        observed_frames(60, start_time=0.99)
+    file = tmp_path / "EPIC_100_validation.csv"
+    file.write_text("participant_id,video_id,start_timestamp,start_frame,stop_frame,narration,verb,noun\n"
+                    "P26,P26_37,00:00:01.00,60,150,take cup,take,cup\n")  # fmt: skip
+    (action,) = read_actions(file)
+    assert action.start_time == 1.0 and frames_before(action) == [1] * 10
 
 
 @given(st.integers(61, 400_000))
@@ -75,6 +89,23 @@ def test_a_label_file_says_what_its_content_says(tmp_path: Path, protocol: int, 
     for name, value in trajectory_label(tmp_path / "label_3.pkl").items():
         np.testing.assert_array_equal(value, trajectory_label(content)[name])
     np.testing.assert_array_equal(read_label(tmp_path / "label_3.pkl")["homography"][0], np.eye(3))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_a_published_label_with_its_fitted_curves(tmp_path: Path, protocol: int):
+    """The maker of the published labels keeps, beside the points, the splines that filled their gaps, and where hands were seen."""
+    seen = np.arange(0.0, 21, 5)
+    curves = [CubicHermiteSpline(seen, start + slope * seen, np.full(5, slope)) for start, slope in ((300, 1.0), (128, -1.0))]
+    made = {"traj": np.stack([curve(np.arange(21.0)) for curve in curves], -1).astype(np.float32), "fit_curve": curves,
+            "fill_indices": [int(k) for k in seen], "centers": [np.float32([300, 128]), None] * 10 + [None]}  # fmt: skip
+    content = label() | {"hand_trajs": {"RIGHT": made}, "frame_indices": list(np.arange(1, 64, 3, dtype=np.int32)),
+                         "contact": np.arange(21) > 9, "affordance": {"select_points_homo": np.ones((5, 2)), "RIGHT": np.arange(4)},
+                         "obj_trajs": {"traj": path_from(9), "fill_indices": [0, 20], "centers": [None] * 21}}  # fmt: skip
+    (tmp_path / "label_3.pkl").write_bytes(pickle.dumps(content, protocol))
+    found = trajectory_label(tmp_path / "label_3.pkl")
+    np.testing.assert_allclose(found["future_hands"][1], path_from(300)[::5] / (456, 256), rtol=1e-6)
+    assert found["future_valid"].tolist() == [False, True]
+    assert read_label(tmp_path / "label_3.pkl")["hand_trajs"]["RIGHT"]["fit_curve"] == [None, None]
 
 
 class Code:
