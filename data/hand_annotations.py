@@ -4,6 +4,7 @@
      "annotations": [{"hand_id", "image_id", "boxes": "[x1, y1, x2, y2]" (a string), "left_right": "Left" | "Right",
                       "keypoint_25d": 63 numbers, "positive_sample": [hand_id, …], "distance": [float, …]}]}
 
+A positive is the hand whose id reads the same: the published loader looks for it as a text, whether it is written as one or as a number.
 Key points are 21 × (x, y, z) in the detector's order (MediaPipe's, which is FreiHAND's); x and y in 0…1 of the square crop of
 `pose_tools.simhand.views.hand_crop`, as seen, so left hands are not mirrored in the file. A hand's video is its frame's folder.
 """
@@ -114,6 +115,7 @@ def read_hand_annotations(path: str | Path) -> HandAnnotations:
     if len(set(ids)) != len(ids):
         twice = Counter(ids).most_common(1)[0][0]
         raise AnnotationError(f"{path}: hand_id {twice!r} occurs more than once")
+    written = {str(hand): hand for hand in ids}
     columns: list[Sequence[Any]] = list(zip(*hands, strict=True)) if hands else [[]] * 7
     return HandAnnotations(
         ids,
@@ -122,7 +124,7 @@ def read_hand_annotations(path: str | Path) -> HandAnnotations:
         np.array(columns[2], np.float64).reshape(-1, 4),
         np.array(columns[3], bool),
         np.array(columns[4], np.float32).reshape(-1, 21, 3),
-        list(columns[5]),
+        [[written.get(str(hand), hand) for hand in near] for near in columns[5]],
         list(columns[6]),
     )
 

@@ -48,6 +48,20 @@ def test_written_is_read_back_in_the_published_form(tmp_path):
     assert (again.video_ids[rows] != again.video_ids).all()
 
 
+@pytest.mark.parametrize(("hand", "positive"), [(str, int), (int, str), (str, str)])
+def test_positives_are_found_whether_written_as_numbers_or_texts(hand, positive, tmp_path):
+    """The published loader turns a positive into a text before it looks for it among the hands' ids."""
+    hands = make()
+    hands = hands.with_positives(*mine(hands.right_hand_keypoints(), hands.video_ids, 2))
+    write_hand_annotations(tmp_path / "a.json", hands)
+    content = json.loads((tmp_path / "a.json").read_text())
+    for record in content["annotations"]:
+        record.update(hand_id=hand(record["hand_id"]), positive_sample=[positive(near) for near in record["positive_sample"]])
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    again = read_hand_annotations(tmp_path / "a.json")
+    assert np.array_equal(again.positive_rows(), hands.positive_rows()) and isinstance(again.positives[0][0], hand)
+
+
 @given(
     box=st.lists(st.floats(-1e4, 1e4), min_size=4, max_size=4),
     point=st.floats(-2, 2, width=32),
