@@ -10,6 +10,7 @@ principal components (all of them, relative to the mean pose) and the translatio
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -23,7 +24,10 @@ from data.hand_samples import NO_PICTURE, HandDataError, HandModels, HandSet, bo
 from pose_tools.geometry import project
 from pose_tools.types import HandPose, HandSample, Side
 
+logger = logging.getLogger(__name__)
 SIZE = (640, 480)
+SEQUENCES = 100
+"""Of each subject."""
 SERIALS = (
     "836212060125", "839512060362", "840412060917", "841412060263", "932122060857", "932122060861", "932122061900", "932122062010",
 )  # fmt: skip
@@ -91,6 +95,11 @@ class DexYCB(HandSet):
             if number is None or not 1 <= int(number[1]) <= 10:
                 raise HandDataError(f"{subject}: expected a name that ends in subject-01 … subject-10")
             sequences = sorted(path for path in subject.iterdir() if path.is_dir())
+            if self.setup in ("s0", "s3") and len(sequences) != SEQUENCES:
+                logger.warning(
+                    "%s: %d sequences, the published subject has %d; %s goes by a sequence's place among them, so this is not its official "
+                    "split. Unpack the subject whole, or take setup s1 or s2", subject, len(sequences), SEQUENCES, self.setup,
+                )  # fmt: skip
             for k, sequence in enumerate(sequences):
                 wanted = [s for s, _ in enumerate(SERIALS) if split_of(self.setup, int(number[1]) - 1, s, k) == self.split]
                 there = [SERIALS[s] for s in wanted if (sequence / SERIALS[s]).is_dir()]
@@ -168,7 +177,7 @@ def _read_labels(path: Path) -> tuple[np.ndarray | None, np.ndarray]:
         with np.load(path, allow_pickle=False) as labels:
             joints, stored = labels["joint_3d"], labels["pose_m"]
     except FileNotFoundError:
-        raise HandDataError(f"{path} is missing; unpack this sequence again, or remove its folder") from None
+        raise HandDataError(f"{path} is missing; unpack this sequence again") from None
     except Exception as error:  # a damaged zip raises nearly anything
         raise HandDataError(f"{path}: not readable labels with joint_3d and pose_m ({error}); unpack this sequence again") from None
     joints = numbers(joints, (21, 3), f"{path}: joint_3d")

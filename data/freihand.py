@@ -2,6 +2,9 @@
 
     training/rgb/%08d.jpg  training/mask/%08d.jpg  training_{K,scale,xyz,verts,mano}.json      evaluation/… likewise
 
+FreiHAND_pub_v2.zip holds all of it but evaluation_{xyz,verts,mano}.json; these are in FreiHAND_pub_v2_eval.zip, unpacked into the same
+folder or into one beside it of the same name with _eval behind.
+
 The pictures of the training set come in blocks, one per colour version of the same N annotations: image i carries annotation
 i mod N (masks exist for the first block only and hold for all). The stored pose is relative to MANO's mean pose; its
 translation is what moves the model's joint 9 (FreiHAND order) onto the stored one.
@@ -132,8 +135,11 @@ class FreiHAND(HandSet):
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A json list as an array (N, *shape), checked against the others."""
         path = self.folder / f"{self.part}_{name}.json"
+        if not path.is_file() and (beside := Path(f"{self.folder}_eval") / path.name).is_file():
+            path = beside
+        archive = "FreiHAND_pub_v2.zip" if self.part == "training" or name in ("K", "scale") else "FreiHAND_pub_v2_eval.zip"
         try:
-            content = read_json(path, "unpack FreiHAND v2 there, or write a synthetic folder with make_synthetic.py freihand")
+            content = read_json(path, f"unpack {archive} there, or write a synthetic folder with make_synthetic.py freihand")
             array = np.asarray(content, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise FreiHANDError(str(error) if isinstance(error, HandDataError) else f"{path}: not a list of numbers ({error})") from None

@@ -74,6 +74,15 @@ def test_setups_share_no_sequence_between_their_splits(folder):
         open_hands("dexycb", folder, "val", setup="s1")
 
 
+def test_a_subject_with_sequences_missing_has_other_splits_and_says_so(folder, caplog):
+    """s0 and s3 go by a sequence's place among its subject's hundred: where one is gone, those behind it change sides."""
+    for setup in ("s1", "s2"):
+        DexYCB(folder, "train", setup=setup)
+    assert not caplog.text
+    DexYCB(folder, "train", setup="s0")
+    assert "20200701-subject-01: 1 sequences, the published subject has 100; s0 goes by" in caplog.text
+
+
 def test_bad_folders_are_one_clear_error_each(folder, tmp_path):
     with pytest.raises(HandDataError, match="subject-01"):
         DexYCB(tmp_path, "train")

@@ -87,6 +87,23 @@ def test_evaluation_set(folder):
     assert all(sample.mask is None and sample.vertices is None for sample in evaluation)
 
 
+def test_evaluation_labels_lie_in_the_second_archive(folder, tmp_path):
+    """FreiHAND_pub_v2.zip has the pictures, K and scale of the evaluation set, FreiHAND_pub_v2_eval.zip the rest."""
+    first, second = tmp_path / "FreiHAND_pub_v2", tmp_path / "FreiHAND_pub_v2_eval"
+    shutil.copytree(folder, first)
+    labels = [first / f"evaluation_{name}.json" for name in ("xyz", "verts", "mano")]
+    contents = {path.name: path.read_bytes() for path in labels}
+    for path in labels:
+        path.unlink()
+    with pytest.raises(FreiHANDError, match=r"evaluation_xyz\.json is missing: unpack FreiHAND_pub_v2_eval\.zip"):
+        FreiHAND(first, "evaluation")
+    second.mkdir()
+    for name, content in contents.items():
+        (second / name).write_bytes(content)
+    assert np.array_equal(FreiHAND(first, "evaluation")[1].joints_3d, FreiHAND(folder, "evaluation")[1].joints_3d)
+    assert FreiHAND(first, "evaluation", mano=hands.mano("right"), vertices=True)[1].vertices is not None
+
+
 def test_versions_and_model_are_optional(folder):
     second = FreiHAND(folder, versions=(2,))
     assert len(second) == COUNT and second[1].source["image"] == 2 * COUNT + 1 and second[1].pose is None
