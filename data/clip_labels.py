@@ -132,8 +132,8 @@ def label_window(window: Window, settings: LabelSettings, detector: Detector | N
         numbers = observed_frames(window.start_frame, FPS, gap=GAP)
         frames, times = _read(window, numbers, settings.size)
     except (EpicError, VideoError, ValueError) as error:
-        reason = {EpicError: "begin before anything is observed", VideoError: "cannot be decoded"}.get(type(error), "end after the video")
-        return {**about, "left_out": reason, "problem": str(error)}, {}
+        reasons: dict[type[Exception], str] = {EpicError: "begin before anything is observed", VideoError: "cannot be decoded"}
+        return {**about, "left_out": reasons.get(type(error), "end after the video"), "problem": str(error)}, {}
     distinct = len(set(numbers))
     tracks = {track.side: track for track in track_hands(frames, FPS, detector=detector, times=times)}
     boxes = np.full((len(frames), 2, 4), np.nan)
