@@ -2,7 +2,8 @@
 
 chat                 the tokenizer's own chat template, any (see `vlm.chat_template`)
 vlm4hoi              VLM4HOI in training; `vlm4hoi_inference` as its evaluation and demo ask, with two BOS
-vicuna_v1, llava_v0  HandsOnVLM and the LLaVA family; llava_v0 is what HandsOnVLM's own evaluation asked with
+vicuna_v1            HandsOnVLM and the LLaVA family; llava_v0 is what HandsOnVLM's own evaluation asked with, llava_v1 what LITA's did
+llava_v0, llava_v1
 
 Answers are supervised with the token that ends their turn; nothing else is, tool results never. Text is only ever text: a
 "<image>" or "</s>" in a question is not a picture or an end (see `vlm.pieces`).
@@ -184,9 +185,9 @@ def _vlm4hoi_inference(out: _Pieces, system: str, rounds: Rounds, write: Write) 
             out.answer(write(answer), supervised=False)
 
 
-def _vicuna_v1(out: _Pieces, system: str, rounds: Rounds, write: Write) -> None:
+def _vicuna_v1(out: _Pieces, system: str, rounds: Rounds, write: Write, default: str = vicuna.VICUNA_V1_SYSTEM) -> None:
     out.bos()
-    out.text(_with_default(vicuna.VICUNA_V1_SYSTEM, system) + " ")
+    out.text(_with_default(default, system) + " ")
     for question, answer in rounds:
         out.text(vicuna.VICUNA_V1_USER)
         out.question(question, after=vicuna.IMAGE_AFTER)
@@ -198,7 +199,7 @@ def _vicuna_v1(out: _Pieces, system: str, rounds: Rounds, write: Write) -> None:
 
 def _llava_v0(out: _Pieces, system: str, rounds: Rounds, write: Write) -> None:
     out.bos()
-    out.text(_with_default(vicuna.LLAVA_V0_SYSTEM, system) + vicuna.LLAVA_V0_END)
+    out.text(_with_default(vicuna.LLAVA_SYSTEM, system) + vicuna.LLAVA_V0_END)
     for question, answer in rounds:
         out.text(vicuna.LLAVA_V0_USER)
         out.question(question, after=vicuna.IMAGE_AFTER)
@@ -218,4 +219,5 @@ TEMPLATES: dict[str, Any] = {
     "vlm4hoi_inference": _vlm4hoi_inference,
     "vicuna_v1": _vicuna_v1,
     "llava_v0": _llava_v0,
+    "llava_v1": partial(_vicuna_v1, default=vicuna.LLAVA_SYSTEM),
 }

@@ -13,7 +13,7 @@ from vlm.evaluation.asking import Asker
 QUESTION = [user({"type": "video", "video": FRAMES}, "What do I hold?")]
 
 
-@pytest.mark.parametrize("template, end", [("vicuna_v1", "</s>"), ("llava_v0", "###")])
+@pytest.mark.parametrize("template, end", [("vicuna_v1", "</s>"), ("llava_v0", "###"), ("llava_v1", "</s>")])
 def test_an_answer_is_read_without_its_end(template: str, end: str) -> None:
     model, _ = converted()
     processor = make_processor(TOKENIZER, model.config, template)

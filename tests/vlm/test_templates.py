@@ -107,7 +107,7 @@ TOKENIZERS = tokenizers()
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("template", ["chat", "vlm4hoi", "vlm4hoi_inference", "vicuna_v1", "llava_v0"])
+@pytest.mark.parametrize("template", ["chat", "vlm4hoi", "vlm4hoi_inference", "vicuna_v1", "llava_v0", "llava_v1"])
 def test_quoted_markers_stay_text(style, template, by_style):
     tokenizer = by_style[style]
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special or token.content.startswith("<")]
@@ -311,6 +311,13 @@ def test_llava_v0_asks_as_published():
     assert as_text(pieces) == f"<s>{HUMAN}###Human: <ImageHere>\nwhere?###Assistant: there###Human: and?###Assistant:"
     assert "".join(piece.value for piece in pieces if piece.supervised) == " there###"
     assert ids_of([user(IMAGE, "where?")], HANDS, "llava_v0")[0] == with_images(f"{HUMAN}###Human: <image>\nwhere?###Assistant:")
+
+
+def test_llava_v1_asks_as_litas_evaluation_does():
+    """Vicuna's turns behind the words of LLaVA."""
+    pieces = render([user(IMAGE, "when?"), assistant("<t3> <t9>"), user("and?")], "llava_v1", tokenizer=HANDS)
+    assert as_text(pieces) == f"<s>{HUMAN} USER: <ImageHere>\nwhen? ASSISTANT: <t3> <t9></s>USER: and? ASSISTANT:"
+    assert ids_of([user(IMAGE, "when?")], HANDS, "llava_v1")[0] == with_images(f"{HUMAN} USER: <image>\nwhen? ASSISTANT:")
 
 
 def test_a_published_template_on_a_vocabulary_without_its_markers():

@@ -120,7 +120,8 @@ def make_processor(tokenizer: Any, config: HandVLMConfig, template: str = "vicun
     Args:
         tokenizer: the checkpoint's, as an object, a folder or its sentencepiece file; a plain Vicuna's is given the added tokens.
         config: of the converted model.
-        template: "vicuna_v1" asks as in training, "llava_v0" as the published evaluation did with these checkpoints' names.
+        template: "vicuna_v1" asks as in training, "llava_v0" as the published evaluation did with these checkpoints' names, "llava_v1" as
+            with a name that has v1 in it, and as LITA's evaluation did.
         view: "center_crop" as published; "letterbox" shows the tower the sides of the frame too, which it was not trained on.
 
     Raises CheckpointError where the ids are not the checkpoint's.

@@ -10,7 +10,7 @@ VICUNA_V1_SYSTEM = (
 )
 VICUNA_V1_USER, VICUNA_V1_ASSISTANT = "USER: ", " ASSISTANT:"
 
-LLAVA_V0_SYSTEM = (
+LLAVA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="folder or sentencepiece file (default: the checkpoint's folder)")
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument(
-        "--template", choices=("vicuna_v1", "llava_v0"), default="vicuna_v1",
-        help="ask as in training (default), or as the published evaluation did",
+        "--template", choices=("vicuna_v1", "llava_v0", "llava_v1"), default="vicuna_v1",
+        help="ask as in training (default), as the published evaluation did, or as LITA's",
     )  # fmt: skip
     parser.add_argument(
         "--view", choices=("center_crop", "letterbox"), default="center_crop", help="what of a frame the tower sees (default as published)"
