@@ -80,6 +80,19 @@ def test_spans_are_scored_strictly_and_as_published(folder: Path):
     assert span_scores(asked, truth).min() > 0.98 and published(asked, truth)["p@0.5"] == 1
 
 
+def test_published_moments_are_seconds_within_the_clip(folder: Path):
+    """A token's seconds are rounded to hundredths and then put into the clip; true ones may lie behind it, and some are written out."""
+    (folder / "annot_val.json").write_text(json.dumps([
+        {"vid": "a", "duration": 82.726, "question": "When?", "answer": "<41.5> <90> He rows."},
+        {"vid": "b", "duration": 20.0, "question": "When?", "answer": "<5.0> <10.0> She runs."},
+    ]))  # fmt: skip
+    asked, _ = questions(folder, "temporal_reasoning", "annot_val")
+    replies = {asked[0].id: TemporalReply("<t50> <t99> He rows."), asked[1].id: TemporalReply("From <5> to <10.> she runs.")}
+    ious = span_scores(asked, replies, compat=True)
+    assert ious == pytest.approx([(82.726 - 41.78) / (82.726 - 41.5), 1], abs=1e-12)
+    assert published(asked, replies) == pytest.approx({"miou": ious.mean(), "p@0.5": 1}) and span_scores(asked, replies)[1] == 0
+
+
 def test_dense_captions(folder: Path):
     asked, _ = questions(folder, "dvc")
     exact = {q.id: TemporalReply(format_dense_captions(q.events, q.captions, q.duration)) for q in asked}

@@ -1,8 +1,9 @@
 """LITA's tasks scored: when something happens (event localisation, temporal reasoning) and dense captions.
 
 strict   The span between the first two moments of an answer; an answer with fewer is wrong. Means over questions, intervals over videos.
-compat   As LITA's published evaluation does it: fewer than two moments stand for the whole clip, a time token in the last place of an
-         answer that was cut off is not read, and a mean over a video's questions is taken before the mean over videos.
+compat   As LITA's published evaluation does it: moments are read as seconds, also those that are written so (`<12.3>`), and put into the
+         clip, the true ones, too; fewer than two stand for the whole clip, a time token in the last place of an answer that was cut off
+         is not read, and a mean over a video's questions is taken before the mean over videos.
 
 Dense captions have no published score in LITA: where they are is scored as ActivityNet Captions does (a caption is found, or right, if one
 of the others overlaps it by 0.3, 0.5, 0.7, 0.9; per video, then over videos and overlaps), what they say by CIDEr-D against all captions
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data.lita import Event, parse_dense_captions, parse_event, parse_times, temporal_iou
+from data.lita import Event, parse_dense_captions, parse_reasoning, parse_times, seconds_in, temporal_iou
 from data.lita_sets import LitaSet
 from data.sample import Sample
 from pose_tools.files import write_text
@@ -74,15 +75,23 @@ def span_of(reply: TemporalReply, duration: float, *, compat: bool = False) -> E
     """The span that an answer names, in seconds; None where it names none (never with `compat`)."""
     if compat:
         text = reply.output if reply.finished else _LAST_TOKEN.sub("", reply.output)
-        return parse_event(text, duration)
+        times = seconds_in(parse_reasoning(text, duration))[:2]
+        return _within_clip(times, duration) if len(times) == 2 else (0.0, duration)
     times = parse_times(reply.output, duration)[:2]
     return (min(times), max(times)) if len(times) == 2 else None
+
+
+def _within_clip(moments: Sequence[float], duration: float) -> Event:
+    """From the earlier to the later of two moments, in seconds, of what is left of them in the clip."""
+    start, end = sorted(min(max(moment, 0.0), duration) for moment in moments)
+    return start, end
 
 
 def span_scores(questions: Sequence[TemporalQuestion], replies: Replies, *, compat: bool = False) -> np.ndarray:
     """(n,) IoU of each question's span with the truth, 0 without an answer."""
     spans = (span_of(replies[question.id], question.duration, compat=compat) for question in questions)
-    return np.array([0.0 if span is None else temporal_iou(span, q.events[0]) for q, span in zip(questions, spans, strict=True)])
+    truths = (_within_clip(q.events[0], q.duration) if compat else q.events[0] for q in questions)
+    return np.array([0.0 if span is None else temporal_iou(span, truth) for span, truth in zip(spans, truths, strict=True)])
 
 
 def published(questions: Sequence[TemporalQuestion], replies: Replies) -> dict[str, float]:
