@@ -32,6 +32,8 @@ def test_the_published_recipes_load_and_have_the_published_shares(root: Path, si
     assert settings.batch_size * 8 * settings.steps == pytest.approx(40 * 48296, rel=0.005)
     assert size in settings.build.language_model and size in settings.build.projector_weights
     assert settings.parts.vision_tower.mode == "freeze" and settings.optimizer.clip == 0
+    incomplete = {dataset.name for dataset in settings.data.datasets if dataset.options.get("tolerance") == 1.0}
+    assert incomplete == {"narration", "reasoning", "dvc_youcook2", "event_youcook2"}, "of these, what is there is taken"
 
 
 def test_the_lora_recipe_keeps_the_head(root: Path):
