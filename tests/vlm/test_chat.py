@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from pose_tools.image_io import read_image
 from pose_tools.views import letterbox
 from tests.vlm.test_answer_video import clip, hands, model, says_a_path  # noqa: F401, fixtures
+from vlm import HandVLMProcessor
 from vlm.agent import _as_parts
 from vlm.answers import Paths, parse, write
 from vlm.commands import answer
 from vlm.commands.console import run
+from vlm.generation import PathGeneration
 from vlm.model import HandVLM
 
 
@@ -73,7 +76,7 @@ def test_questions_are_read_until_an_empty_line(command: list[str], asked: list[
     assert run(answer.main, [*command, "--chat"]) == 0
 
 
-def test_a_terminal_sees_the_words_come(command: list[str], asked: list[dict], monkeypatch):
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -81,6 +84,33 @@ def test_a_terminal_sees_the_words_come(command: list[str], asked: list[dict], m
     screen = Terminal()
     monkeypatch.setattr("sys.stdout", screen)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    return screen
+
+
+def test_words_that_a_terminal_has_seen_are_not_said_again(command: list[str], hands: list[str], model: Path, monkeypatch):  # noqa: F811
+    class Words(LogitsProcessor):
+        def __init__(self, words: list[int], start: int) -> None:
+            self.words, self.start = words, start
+
+        def __call__(self, input_ids, scores):
+            forced = scores.new_full(scores.shape, float("-inf"))
+            forced[:, self.words[min(input_ids.shape[1] - self.start, len(self.words) - 1)]] = 0
+            return forced
+
+    words = HandVLMProcessor.from_pretrained(model).tokenizer("left hand", add_special_tokens=False)["input_ids"]
+
+    def says(self, input_ids, **kwargs):
+        rule = Words([*words, self.generation_config.eos_token_id], input_ids.shape[1])
+        return PathGeneration.generate(self, input_ids=input_ids, logits_processor=LogitsProcessorList([rule]), **kwargs)
+
+    monkeypatch.setattr(HandVLM, "generate", says)
+    screen = terminal(monkeypatch)
+    assert run(answer.main, [*command, "--chat", "--ask", "What is it?"]) == 0
+    assert screen.getvalue().split("\n") == ["> What is it?", "left hand", "", ""]
+
+
+def test_a_terminal_sees_the_words_come(command: list[str], asked: list[dict], monkeypatch):
+    screen = terminal(monkeypatch)
     assert run(answer.main, [*command, "--chat", "--ask", "Where will my left hand go?"]) == 0
     first = screen.getvalue().splitlines()
     assert first[0] == "> Where will my left hand go?" and first[1].split() == ["·"] * 4 and first[2].startswith("left hand goes to")

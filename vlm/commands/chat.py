@@ -11,6 +11,7 @@ from typing import Any
 from data.sample import SampleError
 from pose_tools.files import write_text
 from vlm.agent import Turn
+from vlm.answers import TextAnswer
 from vlm.commands.answer import about, draw, said
 from vlm.medium import Medium
 from vlm.page.conversation import Session, Settings, reply
@@ -33,13 +34,16 @@ def converse(options: argparse.Namespace, model: Any, processor: Any, medium: Me
         print(f"note: {note}")
     for question in _questions(options):
         try:
-            turn, session, alone = _answer(model, processor, session, question, settings)
+            turn, session, alone, shown = _answer(model, processor, session, question, settings)
         except SampleError as error:
             if not options.chat:
                 raise
             print(f"error: {error}", file=sys.stderr)
             continue
-        print("\n".join([*([LOST] if alone else []), *(describe(answer, medium) for answer in turn.answers)]), flush=True)
+        lines = [LOST] if alone else []
+        lines += [describe(answer, medium) for answer in turn.answers if not (shown and isinstance(answer, TextAnswer))]
+        if lines:
+            print("\n".join(lines), flush=True)
         turns.append(said(medium, question, turn) | ({"earlier_turns_left_out": True} if alone else {}))
         if options.json:
             write_text(options.json, json.dumps(about(medium, options) | {"turns": turns}, indent=1, ensure_ascii=False) + "\n")
@@ -65,8 +69,8 @@ def _questions(options: argparse.Namespace) -> Iterator[str]:
         yield question
 
 
-def _answer(model: Any, processor: Any, session: Session, question: str, settings: Settings) -> tuple[Turn, Session, bool]:
-    """The turn, the session that goes on from it, and whether the earlier turns had to be left out."""
+def _answer(model: Any, processor: Any, session: Session, question: str, settings: Settings) -> tuple[Turn, Session, bool, bool]:
+    """The turn, the session that goes on from it, whether the earlier turns had to be left out, and whether its words are on the screen."""
     shown, last = "", None
     for last in reply(model, processor, session, question, settings):
         if sys.stdout.isatty() and last.turn is None:
@@ -78,4 +82,4 @@ def _answer(model: Any, processor: Any, session: Session, question: str, setting
     if shown:
         print()
     assert last is not None and last.turn is not None and last.session is not None
-    return last.turn, last.session, last.alone
+    return last.turn, last.session, last.alone, bool(shown)
