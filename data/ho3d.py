@@ -97,10 +97,10 @@ class HO3D(HandSet):
         pose: HandPose | None,
     ) -> HandSample:
         sequence, number = self.frames[index].split("/")
-        if joints_2d is not None and intrinsics is not None:
-            box = box_of(np.concatenate([joints_2d, project(vertices, intrinsics)]) if vertices is not None else joints_2d)
-        elif meta.get("handBoundingBox") is not None:
+        if meta.get("handBoundingBox") is not None:  # of the evaluation part: what predictions start from, with and without the truth
             box = numbers(meta["handBoundingBox"], (4,), f"{path}: handBoundingBox")
+        elif joints_2d is not None and intrinsics is not None:
+            box = box_of(np.concatenate([joints_2d, project(vertices, intrinsics)]) if vertices is not None else joints_2d)
         else:
             box = np.array([0.0, 0.0, *SIZE])
         source: dict[str, Any] = {"dataset": self.kind, "part": self.part, "sequence": sequence, "frame": number}

@@ -57,6 +57,7 @@ def test_evaluation_frames_have_the_truth_that_lies_beside_the_lists(folder, mod
     assert label.joints_3d is None and not label.joints_valid.any()
     np.testing.assert_allclose(label.source["root"], hand.joints[0], atol=1e-6)
     np.testing.assert_allclose(label.bbox_xyxy, [*hand.joints_2d.min(0), *hand.joints_2d.max(0)])
+    assert np.array_equal(label.bbox_xyxy, hands.label(0).bbox_xyxy), "a prediction is the same whether the truth lies there or not"
 
 
 def test_version_3_has_jpg_pictures(tmp_path):
