@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data.sample import Sample
+from pose_tools.user_error import UserError
 
 SPLITS = ("train", "val", "test")
 CLIP_KINDS = ("clip_trajectory",)
@@ -26,7 +27,7 @@ _SET = ("path", "record", "folder", "seed", "split", "kinds", "limit")
 """Arguments of readers that are no options: they are given otherwise."""
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A data set that cannot be read; the message names the folder or file and what to do."""
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pose_tools.files import atomic_path
+from pose_tools.user_error import UserError
 
 if TYPE_CHECKING:
     from data.hand_shards import HandShards
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Id = int | str
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """An annotation file that cannot be used; the message names the file, the hand and what is wrong."""
 
 

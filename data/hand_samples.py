@@ -23,6 +23,7 @@ import numpy as np
 from pose_tools.image_io import read_image
 from pose_tools.sampling import evenly
 from pose_tools.types import HandPose, HandSample, Side
+from pose_tools.user_error import UserError
 
 if TYPE_CHECKING:
     from pose_tools.body_models import Mano
@@ -37,7 +38,7 @@ CHECKED = 64
 """How many samples are posed to see whether parameters and joints agree."""
 
 
-class HandDataError(ValueError):
+class HandDataError(UserError):
     """A data set of hands that cannot be used; the message names the file or sample and the remedy."""
 
 

@@ -34,6 +34,7 @@ import numpy as np
 
 from pose_tools.image_io import ImageError, read_image
 from pose_tools.types import Side
+from pose_tools.user_error import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -44,7 +45,7 @@ _ROWS = 50_000
 """Rows of the index that are in memory at a time while a column is streamed."""
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """Shards that cannot be used; the message names the file or hand, what is wrong and what to do."""
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from data.sample import Sample, Source, assistant, text, user
 from pose_tools.grounding import DialectName, find_boxes
+from pose_tools.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _PIXEL_BOX = re.compile(r"\{<(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d
 _LABEL = re.compile(r"<p>([^<>]*)</p>\s*\Z")
 
 
-class HOIQAError(ValueError):
+class HOIQAError(UserError):
     """A HOI-QA file or record that cannot be used; the message names it and the remedy."""
 
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pose_tools.user_error import UserError
+
 BLOCK = 4096
 """Draws whose data sets are chosen together; the shares are kept to one draw within each block."""
 
 
-class MixtureError(ValueError):
+class MixtureError(UserError):
     """A mixture that cannot be drawn from; the message names the data set."""
 
 

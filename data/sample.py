@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from pose_tools.user_error import UserError
+
 ROLES = ("system", "user", "assistant", "tool")
 ANYWHERE = ("text",)
 QUESTION_PARTS = ("image", "video", "pose")
@@ -34,7 +36,7 @@ ANSWER_PARTS = ("box", "point", "trajectory", "time", "none", "tool_call")
 PARTS_OF = {"user": QUESTION_PARTS, "assistant": ANSWER_PARTS, "tool": ("pose",)}
 
 
-class SampleError(ValueError):
+class SampleError(UserError):
     """A sample that cannot be used; the message names the sample, what was got and what was expected."""
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from pose_tools import mediapipe_models
 from pose_tools.metrics import box_iou
 from pose_tools.types import SIDES, Side
+from pose_tools.user_error import UserError
 
 Backend = Literal["auto", "small", "mediapipe"]
 TOKEN_WIDTH = 11
@@ -31,7 +32,7 @@ AGREEMENT = 0.4
 """Least IoU at which both backends mean the same hand."""
 
 
-class UnknownBackend(ValueError):
+class UnknownBackend(UserError):
     """A hand detector that nobody wrote, such as a misspelt HANDVLM_HANDS."""
 
 

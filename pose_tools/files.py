@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pose_tools.user_error import UserError
 
-class FolderBusyError(RuntimeError):
+
+class FolderBusyError(UserError, RuntimeError):
     """Another process is writing the folder."""
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pose_tools.files import atomic_path
+from pose_tools.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000"
 ImageSource: TypeAlias = str | os.PathLike | bytes | np.ndarray | Image.Image
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A picture that cannot be read; the message names the file, what is wrong and what to do."""
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pose_tools.detect import HandDetection, check_image
 from pose_tools.model_folder import Files, files_of, read_config, read_weights, write_folder
 from pose_tools.types import SIDES
+from pose_tools.user_error import UserError
 from pose_tools.views import View, letterbox
 
 LABELS = ("background", "left hand", "right hand", "object held by left", "object held by right", "other object")
@@ -33,7 +34,7 @@ FILL = 127
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "demos" / "assets" / "hand_detector"
 
 
-class SmallDetectorError(ValueError):
+class SmallDetectorError(UserError):
     """A detector folder whose files are incomplete or not ours."""
 
 

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from pose_tools.types import Media
+from pose_tools.user_error import UserError
 from pose_tools.views import View
 
 
-class ToolError(ValueError):
+class ToolError(UserError):
     """The call cannot be carried out. Its text is short and teaches: it goes back to the language model as the tool's answer."""
 
 

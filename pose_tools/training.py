@@ -32,13 +32,14 @@ from tqdm import tqdm
 
 from pose_tools.files import FolderBusyError, atomic_path, exclusive, write_text
 from pose_tools.simhand.optim import LARS, published_groups, warmup_cosine
+from pose_tools.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """A run that cannot start or go on; the message says what was met and what to do."""
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from pose_tools.files import atomic_path
 from pose_tools.image_io import MAX_PIXELS
+from pose_tools.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,mjpeg,h264,hevc,m4v"
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A clip that cannot be read or written; the message names the file, what is wrong and what to do."""
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vlm.commands.console import user_errors  # noqa: E402
 from vlm.commands.loading import load_model  # noqa: E402
-from vlm.export import ExportError, to_llava  # noqa: E402
+from vlm.export import to_llava  # noqa: E402
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     try:
         model, processor = load_model(arguments.model)
         llava, llava_processor = to_llava(model, processor)
-    except (ExportError, *user_errors()) as error:
+    except user_errors() as error:
         print(error, file=sys.stderr)
         return 1
     unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")

@@ -37,14 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("vlm", "data"):
         logging.getLogger(name).setLevel(logging.INFO if main_process else logging.WARNING)
 
-    from data.mixture import MixtureError
-    from vlm.run_folder import TrainingError
-    from vlm.settings import SettingsError
-
-    try:
-        return _run(options, main_process)
-    except (SettingsError, TrainingError, MixtureError) as error:
-        raise CommandError(str(error)) from error
+    return _run(options, main_process)
 
 
 def _run(options: argparse.Namespace, main_process: bool) -> int:

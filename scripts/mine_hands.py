@@ -39,9 +39,10 @@ from pose_tools.simhand.mining import prepare
 from pose_tools.simhand.mining_run import MiningRunError, run_mining, run_share
 from pose_tools.simhand.views import hand_crop
 from pose_tools.tool_protocol import BackendMissing
+from pose_tools.user_error import UserError
 
 
-class IndexFileError(ValueError):
+class IndexFileError(UserError):
     """An index that mining cannot use."""
 
 

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from data.synthetic.detection import DetectionScenes
 from data.synthetic.detection_scores import answers, calibrate, scores
 from data.synthetic.factors import COLOURS, NAMES
-from data.synthetic.journal import FolderError
 from pose_tools import small_detector_losses
 from pose_tools.files import write_text
-from pose_tools.small_detector import DEFAULT_FOLDER, SmallDetector, SmallDetectorConfig, SmallDetectorError, load_small_detector
+from pose_tools.small_detector import DEFAULT_FOLDER, SmallDetector, SmallDetectorConfig, load_small_detector
 from pose_tools.training import TrainingError, TrainingSettings
 from vlm import settings as typed
 from vlm.commands.console import run
@@ -145,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.config and not options.evaluate:
         parser.error("a config is needed, such as scripts/configs/detector_small.yaml")
-    with training_command(FolderError, SmallDetectorError):
+    with training_command():
         if options.evaluate:
             evaluate(options.evaluate, options.data, options.split)
             return 0

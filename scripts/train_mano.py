@@ -23,16 +23,16 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from data.hand_samples import KINDS, HandDataError, HandModels, hand_models, in_share, open_hands
+from data.hand_samples import KINDS, HandModels, hand_models, in_share, open_hands
 from data.synthetic.parallel import worker_map
 from pose_tools.body_models import Mano, load_mano
 from pose_tools.mano import load_regressor, sample_cache
 from pose_tools.mano.calibration import fit_doubt
-from pose_tools.mano.crops import Augmentation, CropError, HandCrops
-from pose_tools.mano.label_checks import LabelError, check_labels
+from pose_tools.mano.crops import Augmentation, HandCrops
+from pose_tools.mano.label_checks import check_labels
 from pose_tools.mano.losses import RECIPE, HandLoss, MANOLoss, SimpleMANOLoss
-from pose_tools.mano.networks import HandRegressor, RegressorConfig, RegressorError
-from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
+from pose_tools.mano.networks import HandRegressor, RegressorConfig
+from pose_tools.mano.sample_cache import SampleCache
 from pose_tools.mano.training_task import RegressionTask, label_sheet
 from pose_tools.training import TrainingError, TrainingSettings
 from pose_tools.types import HandSample
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line(__doc__, ManoSettings, "mano_small")
     parser.add_argument("--calibrate", nargs="?", type=int, const=16000, metavar="HANDS", help="fit the asset's doubt (default 16,000)")
     options = parser.parse_args(arguments)
-    with training_command(HandDataError, LabelError, CropError, RegressorError, SampleCacheError):
+    with training_command():
         settings = typed.load(ManoSettings, options.config, options.set)
         if options.calibrate is not None:
             calibrate(settings, options.calibrate)

@@ -161,6 +161,22 @@ def test_files_and_functions_stay_small() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+# Errors of the synthetic world, which nobody at the keyboard can mend.
+OUR_ERRORS = {"data/synthetic/world.py: SceneError", "data/synthetic/ego_body_writer.py: RoomError"}
+
+
+def test_an_error_with_a_name_is_a_user_error() -> None:
+    bare = {"Exception", "ValueError", "RuntimeError", "TypeError", "KeyError"}
+    found = {
+        f"{ours(path)}: {node.name}"
+        for path in SOURCES
+        if not path.is_relative_to(ROOT / "tests")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and node.bases and {ast.unparse(base) for base in node.bases} <= bare
+    }
+    assert found == OUR_ERRORS | {"pose_tools/user_error.py: UserError"}, "commands print a UserError in one line, others with a traceback"
+
+
 def test_no_path_of_a_machine_is_written_down() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from pose_tools.files import write_text
+from pose_tools.user_error import UserError
 from vlm.parts import LANGUAGE_MODEL, PartsSettings, check_tied, embedding_prefix, is_tied, token_rows
 from vlm.settings import SettingsError
 
@@ -22,7 +23,7 @@ ADAPTER_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-class AdapterError(ValueError):
+class AdapterError(UserError):
     """An adapter does not fit its base; the message lists the tensors."""
 
 

@@ -21,10 +21,11 @@ import numpy as np
 from pose_tools.image_io import read_image
 from pose_tools.render_path import Paths
 from pose_tools.types import Box
+from pose_tools.user_error import UserError
 from vlm.medium import Medium
 
 
-class ExamplesError(ValueError):
+class ExamplesError(UserError):
     """A list of examples that cannot be read; the message names the file and what to do."""
 
 

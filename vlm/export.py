@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+from pose_tools.user_error import UserError
 from vlm.model import HandVLM
 from vlm.processor import HandVLMProcessor
 
@@ -13,7 +14,7 @@ TOLERANCE = 1e-4
 """Largest difference of a logit between a model and its export."""
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The model has parts that LLaVA has not; the message lists them."""
 
 

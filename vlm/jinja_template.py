@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from pose_tools.user_error import UserError
+
 Turn = dict[str, Any]
 
 TOOLS_PROMPT = """\
@@ -22,7 +24,7 @@ RESULT = "<tool_response>\n{}\n</tool_response>"
 REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
 
-class TemplateProblem(ValueError):
+class TemplateProblem(UserError):
     """The tokenizer's chat template cannot write this conversation; the message says why and what to do."""
 
 

@@ -15,6 +15,7 @@ from pose_tools.detect import TOKEN_WIDTH, detect_hands, detection_tokens
 from pose_tools.image_io import MAX_PIXELS, read_image
 from pose_tools.tool_protocol import BackendMissing
 from pose_tools.types import Media
+from pose_tools.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ OBSERVED, RATE = 10, 4.0
 """Frames of a clip that are looked at, and how many of them are a second apart (the time base of HandsOnVLM's EPIC-KITCHENS set)."""
 
 
-class MediumError(ValueError):
+class MediumError(UserError):
     """A picture or clip that is not taken; the message says why and what to do."""
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pose_tools.user_error import UserError
 from vlm.config import HandVLMConfig
 from vlm.model import HandVLM
 
@@ -23,7 +24,7 @@ CONTEXT = 0.6 * GIB
 """CUDA's context and fragmentation, assumed."""
 
 
-class QuantizationError(RuntimeError):
+class QuantizationError(UserError, RuntimeError):
     """Layers are not in the number format they should be in, or a model cannot fit; the message lists the layers or the parts."""
 
 

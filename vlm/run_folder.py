@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pose_tools.files import write_text
+from pose_tools.user_error import UserError
 
 SETTINGS_FILE = "settings.yaml"
 RESULT_FILE = "training.json"
@@ -23,7 +24,7 @@ START = "start"
 """Subfolder with the model that a run which builds its own began from."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """A run that cannot start or go on; the message says what was met and what to do."""
 
 

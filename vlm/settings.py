@@ -30,11 +30,12 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 
 from pose_tools.files import write_text
+from pose_tools.user_error import UserError
 
 T = TypeVar("T")
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """Settings that cannot be used; the message names the file, the key, what was got and what was expected."""
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from data.synthetic.parallel import worker_map
 from pose_tools.files import atomic_path, exclusive, write_text
+from pose_tools.user_error import UserError
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """A folder that is not what was asked for; the message names the file and the remedy."""
 
 

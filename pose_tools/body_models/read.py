@@ -18,8 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy import sparse
 
+from pose_tools.user_error import UserError
 
-class UnsafePickleError(ValueError):
+
+class UnsafePickleError(UserError):
     """The file asks for code that has no place in a body model; nothing of it was run."""
 
 

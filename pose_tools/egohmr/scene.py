@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from pose_tools.user_error import UserError
+
 logger = logging.getLogger(__name__)
 
 TARGET = 20000
@@ -17,7 +19,7 @@ FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])
 """HoloLens camera axes (y up, z backwards) → ours (y down, z forward)."""
 
 
-class SceneError(ValueError):
+class SceneError(UserError):
     """A scene without a usable point where it is needed."""
 
 

@@ -16,13 +16,14 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from pose_tools.types import HandSample
+from pose_tools.user_error import UserError
 from pose_tools.views import View, crop
 
 MIRROR = np.array([-1.0, 1.0, 1.0])
 """What a mirror does to a point; to an axis-angle vector it does the opposite."""
 
 
-class CropError(ValueError):
+class CropError(UserError):
     """A hand that cannot be cropped or a label that cannot be used; the message names the sample and what is wrong."""
 
 

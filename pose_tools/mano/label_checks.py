@@ -13,11 +13,12 @@ from pose_tools.body_models import Mano
 from pose_tools.geometry import project
 from pose_tools.sampling import evenly
 from pose_tools.types import HandSample
+from pose_tools.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
 
-class LabelError(ValueError):
+class LabelError(UserError):
     """Labels that contradict each other; training on them would teach nothing. The message names the worst sample and what to look at."""
 
 

@@ -23,6 +23,7 @@ from pose_tools.body_models import Mano
 from pose_tools.geometry import axis_angle_to_matrix, matrix_to_rotation_6d, rotation_6d_to_matrix
 from pose_tools.mano.prediction import HandPrediction
 from pose_tools.model_folder import write_folder
+from pose_tools.user_error import UserError
 
 JOINTS = 21
 _SCALE = 5.0
@@ -33,7 +34,7 @@ _HIDDEN = 8
 """Numbers that are read from the features at each key point."""
 
 
-class RegressorError(ValueError):
+class RegressorError(UserError):
     """A regressor's settings or folder cannot be used; the message names the file or the setting and the remedy."""
 
 

@@ -18,12 +18,13 @@ import numpy as np
 from pose_tools.files import atomic_path, write_text
 from pose_tools.mano.crops import hand_view, warp
 from pose_tools.types import HandPose, HandSample, Side
+from pose_tools.user_error import UserError
 
 Row = tuple[dict[str, np.ndarray], np.ndarray]
 _POSE = {"global_orient": 3, "hand_pose": 45, "betas": 10, "transl": 3}
 
 
-class SampleCacheError(ValueError):
+class SampleCacheError(UserError):
     """A cache that is not what was asked for; the message names the file and the remedy."""
 
 

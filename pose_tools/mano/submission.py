@@ -17,6 +17,7 @@ import numpy as np
 from pose_tools.files import atomic_path
 from pose_tools.joints import convert
 from pose_tools.mano.evaluate import PredictedHand
+from pose_tools.user_error import UserError
 
 Server = Literal["freihand", "ho3d"]
 SERVERS: tuple[Server, ...] = ("freihand", "ho3d")
@@ -26,7 +27,7 @@ _LARGEST = 2 << 30
 """Bytes of a pred.json that are unpacked at most."""
 
 
-class SubmissionError(ValueError):
+class SubmissionError(UserError):
     """A prediction file that cannot be written or read; the message names it and the remedy."""
 
 

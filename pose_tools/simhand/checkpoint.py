@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pose_tools.user_error import UserError
+
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that does not fit; the message lists missing, unexpected and misshapen tensors."""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from pose_tools.detect import check_image
 from pose_tools.tool_protocol import BackendMissing
 from pose_tools.types import Side
+from pose_tools.user_error import UserError
 
 if TYPE_CHECKING:
     from pose_tools.simhand.encoder import Encoder
@@ -29,7 +30,7 @@ PUBLISHED_SIZE = 128
 CHUNK = 256
 
 
-class HandEmbeddingError(ValueError):
+class HandEmbeddingError(UserError):
     """An encoder's files, or a hand, that cannot be used; the message says which and why."""
 
 

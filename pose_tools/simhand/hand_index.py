@@ -26,6 +26,7 @@ from pose_tools.files import atomic_path
 from pose_tools.image_io import read_image
 from pose_tools.simhand.hand_embedding import DEFAULT_FOLDER, HandEncoder
 from pose_tools.tool_protocol import BackendMissing
+from pose_tools.user_error import UserError
 
 NAME = "index.safetensors"
 VARIABLE = "HANDVLM_HAND_INDEX"
@@ -33,7 +34,7 @@ FORMAT = "handvlm hand index 1"
 DIMS = 64
 
 
-class HandIndexError(ValueError):
+class HandIndexError(UserError):
     """An index that cannot be used; the message names the file, what is wrong and what to do."""
 
 

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from pose_tools.files import atomic_path, write_text
 from pose_tools.simhand.mining import Miner
+from pose_tools.user_error import UserError
 
 
-class MiningRunError(RuntimeError):
+class MiningRunError(UserError, RuntimeError):
     """Parts of another run lie where this one would put its own."""
 
 

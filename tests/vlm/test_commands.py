@@ -170,6 +170,11 @@ def test_an_unknown_key_and_a_broken_config_are_refused(broken: Path, picture: P
     refused(capsys, ask(broken.parent / "nowhere", picture), "nowhere", "not a model folder", "scripts/finetune.py")
 
 
+def test_a_model_without_a_chat_template_is_refused(broken: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (broken / "chat_template.jinja").unlink()
+    refused(capsys, ask(broken, picture), "no chat template", "'vicuna_v1'")
+
+
 def test_a_model_of_another_program_is_not_told_to_lose_its_keys(broken: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (broken / "config.json").write_text(json.dumps({"model_type": "llava", "image_token_index": 7}))
     refused(capsys, ask(broken, picture), str(broken), "'llava'", "scripts/convert.py")

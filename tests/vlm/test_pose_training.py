@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pose_tools.training import TrainingError
+from pose_tools.user_error import UserError
 from tests.pose_tools.tiny_training import TinyTask, network, settings
 from vlm.commands.console import CommandError
 from vlm.commands.pose_training import best_of_run, fit_or_check, training_command
@@ -43,8 +44,9 @@ def test_what_is_published_is_the_best_of_the_run(tmp_path, capsys):
 
 
 def test_what_a_person_can_mend_is_one_line():
-    for error in (TrainingError("no room"), KeyError("no room")):
-        with pytest.raises(CommandError, match="no room"), training_command(KeyError):
-            raise error
+    with pytest.raises(CommandError, match="no room"), training_command(KeyError):
+        raise KeyError("no room")
+    with pytest.raises(UserError, match="no room"), training_command():
+        raise TrainingError("no room")
     with pytest.raises(KeyError), training_command():
         raise KeyError("ours")

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pose_tools.user_error import UserError
+
 _SHOWN = 8
 _POINTER = b"version https://git-lfs"
 _TORCH = (b"PK", b"\x80")
 """How files of torch.save begin: a zip archive, or a pickle of before torch 1.6."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is damaged or does not fit its model; the message lists the tensors."""
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from pose_tools import interruption
 from pose_tools.process_group import end_process_group
+from pose_tools.user_error import UserError
 
 ASSETS = Path(__file__).resolve().parents[2] / "demos" / "assets"
 DEFAULT_MODEL = ASSETS / "vlm_small"
 
 
-class CommandError(ValueError):
+class CommandError(UserError):
     """Something a person asked for that cannot be done; the message says what to do instead."""
 
 
@@ -62,29 +63,7 @@ def positive(text: str) -> int:
 
 
 def user_errors() -> tuple[type[BaseException], ...]:
-    """The errors whose message is meant for the person at the keyboard."""
+    """The errors whose message is meant for the person at the keyboard: ours that say so, and those of files."""
     from safetensors import SafetensorError
 
-    from data.groups import DatasetError
-    from data.hand_samples import HandDataError
-    from data.hoi_qa import HOIQAError
-    from data.sample import SampleError
-    from data.synthetic.journal import FolderError
-    from pose_tools.detect import UnknownBackend
-    from pose_tools.image_io import ImageError
-    from pose_tools.mano.submission import SubmissionError
-    from pose_tools.tool_protocol import ToolError
-    from pose_tools.video import VideoError
-    from vlm.checkpoints.reading import CheckpointError
-    from vlm.evaluation.records import RecordsError
-    from vlm.evaluation.tables import CardError
-    from vlm.examples import ExamplesError
-    from vlm.medium import MediumError
-    from vlm.quantization import QuantizationError
-    from vlm.settings import SettingsError
-
-    return (
-        CommandError, DatasetError, FolderError, HOIQAError, SampleError, ImageError, ToolError, UnknownBackend, RecordsError,
-        CheckpointError, SettingsError, QuantizationError, VideoError, MediumError, ExamplesError, HandDataError, SubmissionError,
-        CardError, SafetensorError, OSError,
-    )  # fmt: skip
+    return (UserError, SafetensorError, OSError)

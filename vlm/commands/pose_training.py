@@ -34,12 +34,11 @@ def command_line(
 
 @contextmanager
 def training_command(*errors: type[Exception]) -> Iterator[None]:
-    """Around all that a script does: TrainingError and `errors` become CommandError, progress is logged."""
+    """Around all that a script does: progress is logged, and `errors` that are no UserErrors become CommandError."""
     logging.getLogger("pose_tools").setLevel(logging.INFO)
-    expected: tuple[type[Exception], ...] = (TrainingError, *errors)
     try:
         yield
-    except expected as error:
+    except errors as error:
         raise CommandError(str(error)) from error
 
 

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from pose_tools.files import write_text
+from pose_tools.user_error import UserError
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
-class RecordsError(RuntimeError):
+class RecordsError(UserError, RuntimeError):
     """Records that cannot be read, or may not be written; the message names the file and the remedy."""
 
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from pose_tools.files import write_text
 from pose_tools.metrics import clustered_interval
+from pose_tools.user_error import UserError
 from vlm.evaluation.scoring import Score
 
 
-class CardError(ValueError):
+class CardError(UserError):
     """A model card in which a table's place cannot be found; the message names the markers."""
 
 

@@ -25,9 +25,9 @@ from pose_tools.mano.losses import RECIPE, HandLoss
 from pose_tools.mano.networks import HandRegressor, RegressorConfig
 from pose_tools.mano.sample_cache import SampleCache, SampleCacheError
 from pose_tools.mano.training_task import RegressionTask, label_sheet, overfit, predict, score
+from pose_tools.user_error import UserError
 from scripts import train_mano
 from tests.pose_tools.mano.posed import RESNET, mirrored, regressor, sample
-from vlm.commands.console import CommandError
 
 STRONG = Augmentation(scale=0.4, shift=0.2, rotation=180.0, rotation_share=1.0)
 
@@ -218,7 +218,7 @@ def test_from_folder_to_shipped_weights(config, capsys):
     after = load_regressor(config.parent / "asset")
     assert before.doubt is None and after.doubt is not None and after.config.doubt == 4
     torch.testing.assert_close(after.read_outs["pose"].weight, before.read_outs["pose"].weight, rtol=0, atol=0)
-    with pytest.raises(CommandError, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run"):
         train_mano.main([str(config)])
 
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_trained_is_one_clear_error(config, tmp_path):
         (["--set", f"start={tmp_path}/none"], "is missing; train the phase before"),
         (["--set", f"training.output={tmp_path}/none", "--publish"], "train first"),
     ):
-        with pytest.raises(CommandError, match=message):
+        with pytest.raises(UserError, match=message):
             train_mano.main([str(config), *wrong])
 
 
