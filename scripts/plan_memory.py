@@ -4,7 +4,8 @@
     python scripts/plan_memory.py scripts/configs/vlm4hoi_7b_model.json --load-in 8bit --memory 12
     python scripts/plan_memory.py runs/mine --tokens 4000 --batch 8
 
-Takes a model folder or its config.json, HandsOnVLM's published ones too; nothing is loaded.
+Takes a model folder, its config.json (HandsOnVLM's published ones too), or the training config that goes on from such a model; nothing is
+loaded.
 With --memory (GiB of the device) what cannot fit is refused with exit status 1.
 """
 
@@ -24,7 +25,7 @@ from vlm.commands.console import CommandError, run
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a model folder, an adapter folder, or a config.json")
+    parser.add_argument("model", type=Path, help="a model folder, an adapter folder, a config.json, or a training config")
     parser.add_argument("--load-in", choices=("8bit", "4bit"), help="the language model's blocks (default: 16 bits)")
     parser.add_argument("--tokens", type=int, default=1000, help="the whole context, pictures and answer included (default 1000)")
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time (default 1)")
@@ -38,10 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     from vlm.adapters import base_of, is_adapter
     from vlm.quantization import QuantizationError, plan
 
-    if not options.model.exists():  # what is not there would be looked for at Hugging Face, in vain
-        raise CommandError(f"{options.model}: no such file or folder; expected a model folder or its config.json")
-    source = base_of(options.model) if is_adapter(options.model) else options.model
+    source = options.model
     try:
+        if source.suffix in (".yaml", ".yml"):
+            source = _start_of(source)
+        if not source.exists():  # what is not there would be looked for at Hugging Face, in vain
+            raise CommandError(f"{source}: no such file or folder; expected a model folder or its config.json")
+        source = base_of(source) if is_adapter(source) else source
         config = _config(source)
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
@@ -62,6 +66,21 @@ def main(arguments: Sequence[str]) -> int:
             raise CommandError(f"{options.model}: {error}") from error
         print(f"fits into {options.memory:g} GiB")
     return 0
+
+
+def _start_of(recipe: Path) -> Path:
+    """The model that a training config goes on from, or has built already."""
+    from vlm import settings
+    from vlm.run_folder import START
+    from vlm.training_settings import FinetuneSettings
+
+    training = settings.load(FinetuneSettings, recipe)
+    if training.build is None and training.extend is None:
+        return Path(str(training.model))
+    start = Path(training.output) / START
+    if not start.is_dir():
+        raise CommandError(f"{recipe}: it makes a model of its own, which is not in {start} yet; start its run first")
+    return start
 
 
 def _config(source: Path) -> Any:

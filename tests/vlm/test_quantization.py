@@ -86,6 +86,12 @@ def test_the_script_prints_the_table_and_refuses(root, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "handsonvlm"} | sizes))
     published = subprocess.run([*command[:2], str(tmp_path)], capture_output=True, text=True)
     assert published.returncode == 0 and "vision tower" in published.stdout and "sum" in published.stdout
+    (tmp_path / "config.json").write_text(SEVEN_B.read_text())
+    recipe = tmp_path / "train.yaml"
+    recipe.write_text(f"output: {tmp_path}/run\nmodel: {tmp_path}\ndata: {{datasets: [{{kind: hoi_qa, path: x}}]}}\n")
+    assert subprocess.run([*command[:2], str(recipe), *command[3:], "11.5"], capture_output=True, text=True).stdout == fits.stdout
+    new = subprocess.run([*command[:2], str(root / "scripts/configs/vlm_small.yaml")], capture_output=True, text=True, cwd=tmp_path)
+    assert new.returncode == 1 and "it makes a model of its own" in new.stderr
     misspelt = subprocess.run([*command[:2], "runs/mien"], capture_output=True, text=True)  # not looked for on the network
     assert misspelt.returncode == 1 and misspelt.stderr.splitlines()[-1].startswith("error: runs/mien: no such file or folder")
     assert "Retrying" not in misspelt.stderr
