@@ -287,10 +287,10 @@ def test_a_tower_that_is_only_named_is_added(caplog: pytest.LogCaptureFixture):
     assert "left out" in caplog.text
 
 
-def published_folder(folder: Path, state: dict[str, Tensor]) -> Path:
+def published_folder(folder: Path, state: dict[str, Tensor], config: dict = PUBLISHED | {"model_type": "handsonvlm"}) -> Path:
     """A checkpoint's folder as it was released: config, tokenizer, two shards with their index."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(PUBLISHED | {"model_type": "handsonvlm"}))
+    (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(TOKENIZER, folder / "tokenizer.model")
     names = sorted(state)
     places = {name: f"pytorch_model-0000{1 + number % 2}-of-00002.bin" for number, name in enumerate(names)}

@@ -7,6 +7,7 @@
 The model sees 10 frames of a clip, repeated to 100, through CLIP's last layer but one and one linear layer, in 356 tokens; a picture is a
 clip of one frame. `<hand_traj>` stands for one step of both hands, whose points are fractions of the whole frame although the tower sees
 its middle alone. Training loss and sampling are the published ones (`compat`). `<image>` gets the id behind the vocabulary's last row.
+LITA's published checkpoint, from which HandsOnVLM comes, is the same without paths.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from transformers.initialization import no_init_weights
 
 from vlm.answers import TRAJECTORY_TOKEN
-from vlm.checkpoints.handsonvlm_keys import TOWER, UNUSED, expected_keys, hand_vlm_tensors, sizes_of, vision_of
+from vlm.checkpoints.handsonvlm_keys import TOWER, UNUSED, expected_keys, hand_vlm_tensors, path_token, sizes_of, vision_of
 from vlm.checkpoints.llama_tokenizer import load_tokenizer
 from vlm.checkpoints.reading import CheckpointError, model_tensors, not_finite, refuse, refused, shown
 from vlm.config import HandVLMConfig
@@ -47,8 +48,8 @@ _TEXT = (
 )  # fmt: skip
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _ONLY = {
-    "video_compress_mode": "temporal_spatial_pool", "fuse_input_mode": "origin", "mm_use_im_start_end": False,
-    "tie_word_embeddings": False,
+    "video_compress_mode": "temporal_spatial_pool", "video_arch": "temporal_spatial_pool", "fuse_input_mode": "origin",
+    "mm_use_im_start_end": False, "tie_word_embeddings": False,
 }  # fmt: skip
 """What the published program can run; its other settings fail there too, or are remains of experiments."""
 
@@ -99,17 +100,17 @@ def model_config(config: Any, vision_config: Any = None, compat: bool | str | No
         {"kl_weight": float(sizes.get("lambda_traj_kl", 1e-3))} if cvae else {}
     )
     text = _DEFAULTS | {name: sizes[name] for name in _TEXT if sizes.get(name) is not None}
+    path = {
+        "head": "cvae" if cvae else "mlp", "steps": STEPS, "rate": RATE, "hand_layout": "right_left_interleaved",
+        "position_code": "handsonvlm", "space": "frame", "compat": published(compat), "weight": float(sizes.get("hoi_lambda", 1.0)),
+        "options": options,
+    }  # fmt: skip
     return HandVLMConfig(
         text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**tower), image_token_id=sizes["vocab_size"],
         image_size=tower["image_size"], image_seq_length=(tower["image_size"] // tower["patch_size"]) ** 2,
         vision_feature_layer=sizes.get("mm_vision_select_layer", -2), vision_feature_select_strategy="default", projector_type="linear",
         clip={"slow_frames": 4, "slow": "spread", "pool": 2, "total": frames, "frames": frames, "pictures": True},
-        trajectory={
-            "head": "cvae" if cvae else "mlp", "steps": STEPS, "rate": RATE, "hand_layout": "right_left_interleaved",
-            "position_code": "handsonvlm", "space": "frame", "compat": published(compat), "weight": float(sizes.get("hoi_lambda", 1.0)),
-            "options": options,
-        },
-        trajectory_token_id=sizes.get("hand_token_id", sizes["vocab_size"] - 1), tie_word_embeddings=False,
+        trajectory=None if path_token(sizes) is None else path, trajectory_token_id=path_token(sizes), tie_word_embeddings=False,
         pad_token_id=text["pad_token_id"], bos_token_id=text["bos_token_id"], eos_token_id=text["eos_token_id"],
     )  # fmt: skip
 
@@ -155,9 +156,11 @@ def tower_tensors(source: Any) -> dict[str, Tensor]:
 def _prepared(tokenizer: Any, sizes: Mapping[str, Any]) -> tuple[Any, int]:
     """A copy of the tokenizer with the checkpoint's tokens, checked, and `<image>` behind them with its id."""
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else copy.deepcopy(tokenizer)
-    if TRAJECTORY_TOKEN not in tokenizer.get_vocab():
-        logger.info("the tokenizer is a plain one; adding <t0> … and %s behind its %d tokens", TRAJECTORY_TOKEN, len(tokenizer))
-        add_tokens(tokenizer, sizes.get("num_time_tokens", 100))
+    paths = path_token(sizes) is not None
+    if (TRAJECTORY_TOKEN if paths else "<t0>") not in tokenizer.get_vocab():
+        added = f"<t0> … and {TRAJECTORY_TOKEN}" if paths else "<t0> …"
+        logger.info("the tokenizer is a plain one; adding %s behind its %d tokens", added, len(tokenizer))
+        add_tokens(tokenizer, sizes.get("num_time_tokens", 100), paths)
     check_tokenizer(tokenizer, sizes)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
@@ -170,18 +173,18 @@ def check_tokenizer(tokenizer: Any, config: Any) -> None:
     """Raises CheckpointError unless the tokenizer gives `<t0>` … and `<hand_traj>` the rows that they have in the checkpoint."""
     sizes = sizes_of(config)
     count = sizes.get("num_time_tokens", 100)
-    last = sizes.get("hand_token_id", sizes["vocab_size"] - 1)
-    first = (sizes.get("time_token_ids") or [last - count])[0]
-    wanted = {f"<t{k}>": first + k for k in range(count)} | {TRAJECTORY_TOKEN: last}
+    last = path_token(sizes)
+    first = (sizes.get("time_token_ids") or [(sizes["vocab_size"] if last is None else last) - count])[0]
+    wanted = {f"<t{k}>": first + k for k in range(count)} | ({} if last is None else {TRAJECTORY_TOKEN: last})
     given = dict(zip(wanted, tokenizer.convert_tokens_to_ids(list(wanted)), strict=True))
     wrong = [f"{token} is {given[token]}, expected {number}" for token, number in wanted.items() if given[token] != number]
     remedy = "Give the tokenizer.model and added_tokens.json that came with it."
     refuse({"wrong ids": wrong}, "The tokenizer is not the checkpoint's", remedy)
 
 
-def add_tokens(tokenizer: Any, num_time_tokens: int = 100) -> Any:
-    """Gives the tokenizer of a plain Vicuna the added tokens, in their published order; returns it."""
-    tokenizer.add_tokens([*(f"<t{k}>" for k in range(num_time_tokens)), TRAJECTORY_TOKEN])
+def add_tokens(tokenizer: Any, num_time_tokens: int = 100, paths: bool = True) -> Any:
+    """Gives the tokenizer of a plain Vicuna the added tokens, in their published order, `<hand_traj>` with `paths`; returns it."""
+    tokenizer.add_tokens([*(f"<t{k}>" for k in range(num_time_tokens)), *([TRAJECTORY_TOKEN] if paths else [])])
     return tokenizer
 
 

@@ -2,6 +2,7 @@
 
 The tensors are a LLaMA with 101 added token rows, a linear projector, a CLIP tower (inside, or only named), a trajectory head, and five
 modules that nothing ever read (`UNUSED`), which are dropped with a note. Anything else that is missing or left over is refused.
+LITA's (`model_type` "lita" in the config) have 100 added rows, and neither the head nor those modules.
 """
 
 from __future__ import annotations
@@ -62,9 +63,13 @@ def expected_keys(config: Any, vision_config: Any = None) -> Shapes:
         _PROJECTOR + "weight": (width, channels),
         _PROJECTOR + "bias": (width,),
         **{TOWER + name: shape for name, shape in _tower_shapes(tower)},
-        **_head_shapes(sizes),
-        **_unused_shapes(width),
+        **(_head_shapes(sizes) | _unused_shapes(width) if path_token(sizes) is not None else {}),
     }
+
+
+def path_token(sizes: Mapping[str, Any]) -> int | None:
+    """The id of `<hand_traj>`, the last row where the config does not say; None for LITA, which has no paths."""
+    return None if sizes.get("model_type") == "lita" else sizes.get("hand_token_id", sizes["vocab_size"] - 1)
 
 
 def hand_vlm_tensors(

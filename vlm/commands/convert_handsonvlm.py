@@ -1,4 +1,4 @@
-"""`convert handsonvlm`: HandsOnVLM's published checkpoint → a HandVLM folder."""
+"""`convert handsonvlm`: HandsOnVLM's published checkpoint, or LITA's, → a HandVLM folder."""
 
 from __future__ import annotations
 
