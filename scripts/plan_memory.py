@@ -39,13 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     from vlm.adapters import base_of, is_adapter
     from vlm.quantization import QuantizationError, plan
 
-    source = options.model
+    source = _start_of(options.model) if options.model.suffix in (".yaml", ".yml") else options.model
+    if not source.exists():  # what is not there would be looked for at Hugging Face, in vain
+        raise CommandError(f"{source}: no such file or folder; expected a model folder or its config.json")
+    source = base_of(source) if is_adapter(source) else source
     try:
-        if source.suffix in (".yaml", ".yml"):
-            source = _start_of(source)
-        if not source.exists():  # what is not there would be looked for at Hugging Face, in vain
-            raise CommandError(f"{source}: no such file or folder; expected a model folder or its config.json")
-        source = base_of(source) if is_adapter(source) else source
         config = _config(source)
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
@@ -84,17 +82,17 @@ def _start_of(recipe: Path) -> Path:
 
 
 def _config(source: Path) -> Any:
-    """A HandVLM's, or what a published HandsOnVLM's becomes; another program's would be taken for a HandVLM of default size. OSError,
+    """A HandVLM's, or what a published HandsOnVLM's or LITA's becomes; another program's would be taken for a HandVLM of default size. OSError,
     ValueError for anything else."""
     from vlm import HandVLMConfig
     from vlm.checkpoints.handsonvlm import model_config
 
     file = source / "config.json" if source.is_dir() else source
     kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    if kind == "handsonvlm":
+    if kind in ("handsonvlm", "lita"):
         return model_config(file)
     if kind != HandVLMConfig.model_type:
-        raise ValueError(f"model_type is {kind!r}, expected {HandVLMConfig.model_type!r}, or 'handsonvlm' as published")
+        raise ValueError(f"model_type is {kind!r}, expected {HandVLMConfig.model_type!r}, or 'handsonvlm' or 'lita' as published")
     return HandVLMConfig.from_pretrained(source)
 
 
