@@ -36,12 +36,7 @@ def path_loss(
     if trajectories is None or input_ids is None:
         return _without_paths(model, hidden, labels, observed)
     paths, _, steps, _ = trajectories.shape
-    rows, places = (input_ids == model.config.trajectory_token_id).nonzero(as_tuple=True)
-    if len(rows) != paths * steps:
-        raise ValueError(
-            f"the conversations have {len(rows)} path tokens but {paths} paths of {steps} steps came with them; build the batch with this "
-            "model's own processor, and do not cut conversations to a length"
-        )
+    rows, places = _path_tokens(input_ids == model.config.trajectory_token_id, paths, steps)
     if settings.compat and valid is not None:
         trajectories = handsonvlm_points(trajectories, valid)
     states = hidden[rows, places - 1].reshape(paths, steps, -1)  # the state that predicts a token
@@ -58,6 +53,17 @@ def path_loss(
         terms["points"] = (terms["points"] + origin)[blocks]
     weight = settings.weight / (micro_batches if settings.compat else 1)
     return {name: value if name == "points" else weight * value for name, value in terms.items() if name == "points" or value.dim() == 0}
+
+
+def _path_tokens(there: Tensor, paths: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Rows and places (paths · steps,) of the path tokens, which are where `there` (B, L) is true. Raises ValueError for another number."""
+    rows, places = there.nonzero(as_tuple=True)
+    if len(rows) != paths * steps:
+        raise ValueError(
+            f"the conversations have {len(rows)} path tokens but {paths} paths of {steps} steps came with them; build the batch with this "
+            "model's own processor, and do not cut conversations to a length"
+        )
+    return rows, places
 
 
 def _without_paths(model: Any, hidden: Tensor, labels: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
