@@ -82,8 +82,8 @@ def _start_of(recipe: Path) -> Path:
 
 
 def _config(source: Path) -> Any:
-    """A HandVLM's, or what a published HandsOnVLM's or LITA's becomes; another program's would be taken for a HandVLM of default size. OSError,
-    ValueError for anything else."""
+    """A HandVLM's, or what a published HandsOnVLM's or LITA's becomes; another program's would be taken for a HandVLM of default size.
+    OSError, ValueError for anything else."""
     from vlm import HandVLMConfig
     from vlm.checkpoints.handsonvlm import model_config
 
