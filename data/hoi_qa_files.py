@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from data.hoi_qa import HOIQAError, read_json
-from data.hoi_qa_generate import Frame, conversations, read_ego4d, read_visor, split_of
+from data.hoi_qa_generate import Frame, conversations, read_ego4d, read_frame_mapping, read_visor, split_of
 from pose_tools.files import write_text
 
 NAMES = {"visor": "epic-kitchens-{}.json", "ego4d": "ego4d-{}.json"}
@@ -29,7 +29,7 @@ class Written:
 
 
 def videos_of(files: Iterable[Path]) -> set[str]:
-    """The videos that HOI-QA files ask about, told by the folders of their frames."""
+    """The videos that HOI-QA files ask about (clips, of Ego4D), told by the folders of their frames."""
     found: set[str] = set()
     for file in files:
         content = read_json(file)
@@ -47,6 +47,7 @@ def write_files(
     visor: Sequence[Path] = (),
     ego4d: Sequence[Path] = (),
     frames: Path | None = None,
+    mapping: Path | None = None,
     types: Sequence[str] = TYPES,
     val_share: float = 0.05,
     seed: int = 0,
@@ -57,22 +58,25 @@ def write_files(
     Args:
         frames: the folder that the frames' paths start from; questions about frames that are not there are left out and reported.
             None writes all.
+        mapping: VISOR's frame_mapping.json: EPIC's frames are then its released ones, called by their own numbers; None calls them by
+            VISOR's.
         types: the question types to keep, of Q1 … Q8.
         val_share: the share of videos that go to validation, whole.
-        leave_out: videos that go nowhere, such as those of a test set.
+        leave_out: videos that go nowhere, such as those of a test set; a clip of Ego4D's stands for its whole video.
 
     Returns what each file holds, by its name. Raises HOIQAError for an annotation file of another form; then nothing is written.
     """
     held_out, contents, found = set(leave_out), {}, {}
+    numbers = None if mapping is None else read_frame_mapping(mapping)
     sources: dict[str, Iterator[Frame]] = {
-        "visor": chain.from_iterable(read_visor(path) for path in visor),
+        "visor": chain.from_iterable(read_visor(path, numbers) for path in visor),
         "ego4d": chain.from_iterable(read_ego4d(path) for path in ego4d),
     }
     for source, paths in (("visor", visor), ("ego4d", ego4d)):
         for split in ("train", "val") if paths else ():
             contents[NAMES[source].format(split)], found[NAMES[source].format(split)] = [], Written()
         for frame in sources[source]:
-            if frame.video in held_out:
+            if held_out & {frame.video, *frame.clips}:
                 continue
             name = NAMES[source].format(split_of(frame.video, val_share, seed))
             if frames is not None and not (frames / frame.image_path).is_file():

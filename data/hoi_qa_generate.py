@@ -6,9 +6,10 @@ The published data set does not come with its generator. Question types are its 
     Q6 where is … · Q7 the action with a grounded noun · Q8 a noun, grounded
 
     VISOR   {"video_annotations": [{"image": {"name", "image_path"?, "video"}, "annotations": [{"id", "name", "segments": [[[x, y], …], …],
-            "in_contact_object"?: id | "hand-not-in-contact" | …, "on_which_hand"?: ["left hand"]}]}]}, pixels of 1920 × 1080
-    Ego4D   fho_main.json: {"videos": [{"video_uid", "video_metadata": {"width", "height"}, "annotated_intervals": [{"narrated_actions":
-            [{"narration_text", "frames": [{"frame_number", "boxes": [{"object_type", "structured_noun",
+            "in_contact_object"?: id | "hand-not-in-contact" | "glove-not-in-contact" | …, "on_which_hand"?: ["left hand"] | null | …}]}]},
+            pixels of 1920 × 1080; frame_mapping.json: {video: {VISOR's picture: the same frame among EPIC-KITCHENS' released ones}}
+    Ego4D   fho_main.json: {"videos": [{"video_uid", "video_metadata": {"width", "height"}, "annotated_intervals": [{"clip_uid",
+            "narrated_actions": [{"narration_text", "frames": [{"frame_number", "boxes": [{"object_type", "structured_noun",
             "bbox": {x, y, width, height}}]}]}]}]}]}
 
 Ego4D does not say which hand an object is in, so its frames get no Q3, Q4 and Q5. A hand that VISOR's annotators called inconclusive
@@ -47,7 +48,8 @@ class Hand:
 
 @dataclass(frozen=True)
 class Frame:
-    """One annotated picture; boxes xyxy in pixels of `size` (width, height). `objects` are those that are no hands."""
+    """One annotated picture; boxes xyxy in pixels of `size` (width, height). `objects` are those that are no hands. `clips`: names of parts
+    of its video, by which HOI-QA's files call Ego4D's frames."""
 
     image_path: str
     video: str
@@ -55,37 +57,70 @@ class Frame:
     hands: tuple[Hand, ...]
     objects: tuple[tuple[str, Box], ...]
     narration: str | None = None
+    clips: frozenset[str] = frozenset()
 
 
-def read_visor(path: str | Path) -> Iterator[Frame]:
-    """Frames of one of VISOR's annotation files; masks become tight boxes. Raises HOIQAError for a file or record of another form."""
+def read_frame_mapping(path: str | Path) -> dict[str, dict[int, int]]:
+    """VISOR's frame_mapping.json: {video: {its frame number: that of EPIC-KITCHENS' released frames}}. HOIQAError for another form."""
+    try:
+        return {video: {_number(own): _number(epic) for own, epic in names.items()} for video, names in read_json(Path(path)).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise error if isinstance(error, HOIQAError) else HOIQAError(f"{path}: not VISOR's frame_mapping.json ({error})") from None
+
+
+def read_visor(path: str | Path, mapping: Mapping[str, Mapping[int, int]] | None = None) -> Iterator[Frame]:
+    """Frames of one of VISOR's annotation files; masks become tight boxes. With `mapping` (`read_frame_mapping`) they are called by the
+    numbers of EPIC-KITCHENS' released frames, without it by VISOR's own. Raises HOIQAError for a file or record of another form."""
     path = Path(path)
     for number, record in enumerate(_list(read_json(path), "video_annotations", str(path))):
         where = f"{path.name}, record {number}"
         image = _mapping(record, "image", where)
         name, video = str(image.get("name", "")), str(image.get("video", ""))
-        frame = re.search(r"(\d+)\.\w+\Z", name)
-        if not frame or not video:
+        if not _NUMBER.search(name) or not video:
             raise HOIQAError(f"{where}: image has name {name!r} and video {video!r}; expected names such as P01_01_frame_0000000140.jpg")
+        frame = _number(name)
+        if mapping is not None:
+            if frame not in mapping.get(video, {}):
+                raise HOIQAError(f"{where}: the frame mapping has no frame {frame} of {video}; give VISOR's whole frame_mapping.json")
+            frame = mapping[video][frame]
         with _whole_record(where):
             hands, objects = _visor_things(_list(record, "annotations", where))
-        image_path = f"EPIC_Kitchens/frames/{video}/frame_{int(frame[1]):010d}.jpg"
+        image_path = f"EPIC_Kitchens/frames/{video}/frame_{frame:010d}.jpg"
         yield Frame(image_path, video, NOMINAL_FRAMES["EPIC-KITCHENS"], _sorted(hands), tuple(objects))
 
 
 def _visor_things(rows: list[Any]) -> tuple[list[Hand], list[tuple[str, Box]]]:
-    """Hands and objects of a frame's annotations."""
+    """Hands and objects of a frame's annotations.
+
+    A glove on one hand belongs to it: the hand reaches as far and touches what the glove touches, and the glove alone stands for a hand
+    that cannot be seen. A glove on no hand, or on both, is an object.
+    """
     things = {row["id"]: (row["name"], _tight(row["segments"]), row) for row in rows if row.get("segments")}
-    hands, objects = [], []
-    for noun, box, row in things.values():
-        side = next((s for s in SIDES if noun in (f"{s} hand", f"{s} glove") or [f"{s} hand"] == row.get("on_which_hand")), None)
-        if side is None:
-            objects.append((noun, box))
-            continue
-        touched = row.get("in_contact_object")
-        held: Any = things[touched][:2] if touched in things else NOTHING if touched == "hand-not-in-contact" else None
-        hands.append(Hand(side, box, held))
-    return hands, objects
+    worn = {key: side for key, (noun, _, row) in things.items() if (side := _worn_on(noun, row))}
+    bare = {key: side for key, (noun, _, _) in things.items() for side in SIDES if noun == f"{side} hand"}
+    hands = []
+    for key, side in (bare | {key: side for key, side in worn.items() if side not in bare.values()}).items():
+        _, box, row = things[key]
+        glove = row.get("in_contact_object")
+        if key in bare and worn.get(glove) == side:
+            _, outer, row = things[glove]
+            box = (min(box[0], outer[0]), min(box[1], outer[1]), max(box[2], outer[2]), max(box[3], outer[3]))
+        hands.append(Hand(side, box, _touched(row, things)))
+    return hands, [(noun, box) for key, (noun, box, _) in things.items() if key not in bare and key not in worn]
+
+
+def _worn_on(noun: str, row: Mapping[str, Any]) -> str | None:
+    """The side of the one hand that a glove is on; two of VISOR's pictures do not say, there the glove's name does."""
+    named = next((side for side in SIDES if noun == f"{side} glove"), None)
+    hands = row.get("on_which_hand", [f"{named} hand"] if named else None)
+    return next((side for side in SIDES if hands == [f"{side} hand"]), None)
+
+
+def _touched(row: Mapping[str, Any], things: Mapping[Any, tuple[str, Box, Any]]) -> Any:
+    touched = row.get("in_contact_object")
+    if touched in things:
+        return things[touched][:2]
+    return NOTHING if touched in ("hand-not-in-contact", "glove-not-in-contact") else None
 
 
 def read_ego4d(path: str | Path) -> Iterator[Frame]:
@@ -100,6 +135,7 @@ def read_ego4d(path: str | Path) -> Iterator[Frame]:
 
 def _ego4d_frames(video: Mapping[str, Any], size: tuple[int, int]) -> list[Frame]:
     uid, frames = str(video["video_uid"]), []
+    clips = frozenset(interval["clip_uid"] for interval in video.get("annotated_intervals", ()) if interval.get("clip_uid"))
     actions = [action for interval in video.get("annotated_intervals", ()) for action in interval.get("narrated_actions", ())]
     for action in actions:
         for frame in action.get("frames") or ():
@@ -114,7 +150,7 @@ def _ego4d_frames(video: Mapping[str, Any], size: tuple[int, int]) -> list[Frame
                     objects.append((noun.replace("_", " ").split(" (")[0], box))
             if hands or objects:
                 image_path = f"Ego4D/v2/frames/{uid}/frame_{int(frame['frame_number']):010d}.jpg"
-                frames.append(Frame(image_path, uid, size, _sorted(hands), tuple(objects), action.get("narration_text")))
+                frames.append(Frame(image_path, uid, size, _sorted(hands), tuple(objects), action.get("narration_text"), clips))
     return frames
 
 
@@ -212,6 +248,16 @@ def split_of(video: str, val_share: float = 0.05, seed: int = 0) -> Literal["tra
     """The split of a whole video: a function of its id and the seed alone, so that no video is ever in two."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{video}".encode()).digest()[:8], "big") / 2**64
     return "val" if number < val_share else "train"
+
+
+_NUMBER = re.compile(r"(\d+)\.\w+\Z")
+
+
+def _number(name: str) -> int:
+    """The number at the end of a picture's name. ValueError for a name without."""
+    if not (found := _NUMBER.search(name)):
+        raise ValueError(f"{name!r} is no frame's name")
+    return int(found[1])
 
 
 def _tight(segments: list[list[list[float]]]) -> Box:

@@ -4,8 +4,11 @@
     python scripts/make_hoi_qa.py --visor VISOR/annotations/train/*.json --ego4d fho_main.json --frames HOIQA --out HOIQA/own \\
         --not-videos-of HOIQA/hoiqa_dataset/*-test.json
 
-All eight published types (Q1 … Q8, see data/hoi_qa_generate.py) in our wordings. Frames lie under --frames as the published files name
-them: EPIC_Kitchens/frames/VIDEO/frame_0000000140.jpg, Ego4D/v2/frames/VIDEO/frame_0000000077.jpg. The files train with `kind: hoi_qa`.
+All eight published types (Q1 … Q8, see data/hoi_qa_generate.py) in our wordings. Frames lie under --frames in the published folders,
+EPIC_Kitchens/frames/VIDEO/frame_0000000140.jpg and Ego4D/v2/frames/VIDEO/frame_0000000077.jpg, by these names: VIDEO of Ego4D is the uid of
+the full video and the number that of its frame (HOI-QA's own files have the clip's); EPIC's numbers are VISOR's own, or with
+--frame-mapping those of the frames that EPIC-KITCHENS releases, which are other numbers for the same pictures. The files train with
+`kind: hoi_qa`.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--visor", type=Path, nargs="+", default=[], help="VISOR's annotation files, one a video")
     parser.add_argument("--ego4d", type=Path, nargs="+", default=[], help="Ego4D's fho_main.json")
     parser.add_argument("--frames", type=Path, help="leave out, and report, questions about frames that are not under this folder")
+    parser.add_argument("--frame-mapping", type=Path, help="VISOR's frame_mapping.json, where EPIC's frames are those that it releases")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the json files")
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, metavar="Q", help="only these, of Q1 … Q8")
     parser.add_argument("--val-share", type=float, default=0.05, help="share of videos for validation (default 0.05)")
@@ -39,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--val-share is {options.val_share}, expected 0 to 1")
     try:
         written = write_files(
-            options.out, visor=options.visor, ego4d=options.ego4d, frames=options.frames, types=options.types,
-            val_share=options.val_share, seed=options.seed, leave_out=videos_of(options.not_videos_of),
+            options.out, visor=options.visor, ego4d=options.ego4d, frames=options.frames, mapping=options.frame_mapping,
+            types=options.types, val_share=options.val_share, seed=options.seed, leave_out=videos_of(options.not_videos_of),
         )  # fmt: skip
     except (HOIQAError, OSError) as error:
         print(f"make_hoi_qa: {error}", file=sys.stderr)

@@ -60,6 +60,20 @@ def test_missing_frames_and_tests_videos_are_left_out(annotations: list[Path], t
     assert {sample.source.video_id for sample in samples} == set(there) - {tested} and len(samples) == 12
 
 
+def test_a_clip_of_the_tests_leaves_out_its_whole_video(tmp_path: Path) -> None:
+    """HOI-QA's folders of Ego4D frames have the uids of clips, fho_main.json those of the videos that they were cut from."""
+    [video] = EGO4D["videos"]
+    [interval] = video["annotated_intervals"]
+    intervals = [{**interval, "clip_uid": "clip-1"}, {**interval, "clip_uid": "clip-2"}, {**interval, "clip_uid": None}]
+    (tmp_path / "fho_main.json").write_text(json.dumps({"videos": [{**video, "annotated_intervals": intervals}]}))
+    (tmp_path / "ego4d-test.json").write_text(json.dumps({"k": {"image_path": "Ego4D/v2/frames/clip-2/frame_1.jpg"}}))
+    words = ["--ego4d", tmp_path / "fho_main.json", "--out", tmp_path / "out", "--val-share", 0]
+    for more, expected in (([], {"abc"}), (["--not-videos-of", tmp_path / "ego4d-test.json"], set())):
+        assert main([*map(str, words + more)]) == 0
+        rows = json.loads((tmp_path / "out" / "ego4d-train.json").read_text())
+        assert {Path(row["image_path"]).parent.name for row in rows} == expected
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [

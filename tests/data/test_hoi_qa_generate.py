@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data.hoi_qa import HOIQAError, read_hoi_qa, summarise
-from data.hoi_qa_generate import conversations, pairs, read_ego4d, read_visor, split_of
+from data.hoi_qa_generate import conversations, pairs, read_ego4d, read_frame_mapping, read_visor, split_of
 
 
 def square(x: float, y: float, side: float = 192) -> list:
@@ -75,6 +75,47 @@ def test_both_none_and_unknown(tmp_path):
     assert alone["Where can the right hand be seen?"] == "none" and "What is held in the right hand?" not in alone
     unknown = answers(frame_of(tmp_path, visor("k", "inconclusive")))
     assert "What is held in the right hand?" not in unknown and "Which hand holds the knife?" not in unknown
+
+
+def gloved(*, hand: bool, on: object, touched: str | None) -> dict:
+    """The left hand's frame with a rubber glove, as VISOR labels it: the hand touches the glove, the glove what it holds."""
+    content = visor("g", "hand-not-in-contact")
+    rows = content["video_annotations"][0]["annotations"]
+    rows.append({"id": "g", "name": "rubber glove", "segments": square(96, 108), "on_which_hand": on, "in_contact_object": touched})
+    return content if hand else {"video_annotations": [content["video_annotations"][0] | {"annotations": rows[1:]}]}
+
+
+@pytest.mark.parametrize("hand, box", [(True, "{<5><10><20><27>}"), (False, "{<5><10><15><27>}")])
+def test_a_glove_on_a_hand_is_that_hand(hand, box, tmp_path):
+    said = answers(frame_of(tmp_path, gloved(hand=hand, on=["left hand"], touched="k")))
+    assert said["Where can the left hand be seen?"] == box and "Where can the rubber glove be seen?" not in said
+    assert said["What is held in the left hand?"] == "knife" and said["Which hand holds the knife?"] == "left hand"
+    said = answers(frame_of(tmp_path, gloved(hand=hand, on=["left hand"], touched="glove-not-in-contact")))
+    assert said["What is held in the left hand?"] == "none"
+
+
+@pytest.mark.parametrize("on", [None, "inconclusive", ["left hand", "right hand"]])
+def test_a_glove_on_no_hand_or_both_is_a_thing(on, tmp_path):
+    content = gloved(hand=True, on=on, touched=None)
+    said = answers(frame_of(tmp_path, content))
+    assert said["What is held in the left hand?"] == "rubber glove" and said["Where can the rubber glove be seen?"] == "{<5><10><15><27>}"
+    content["video_annotations"][0]["annotations"][-1]["name"] = "left glove"
+    assert answers(frame_of(tmp_path, content))["Where can the left hand be seen?"] == "{<10><10><20><27>}"
+
+
+def test_visor_s_frames_by_epic_s_numbers(tmp_path):
+    """VISOR extracted its frames anew: the same picture has another number among EPIC-KITCHENS' released frames."""
+    (tmp_path / "a.json").write_text(json.dumps(visor("k", "k")))
+    (tmp_path / "frame_mapping.json").write_text(json.dumps({"P01_01": {"P01_01_frame_0000000140.jpg": "frame_0000000133.jpg"}}))
+    mapping = read_frame_mapping(tmp_path / "frame_mapping.json")
+    [frame] = read_visor(tmp_path / "a.json", mapping)
+    assert frame.image_path == "EPIC_Kitchens/frames/P01_01/frame_0000000133.jpg"
+    with pytest.raises(HOIQAError, match="a.json, record 0: the frame mapping has no frame 140 of P01_01"):
+        list(read_visor(tmp_path / "a.json", {"P01_02": {}}))
+    for content in ({"P01_01": {"a": "b"}}, ["P01_01"], {"P01_01": {"frame_1.jpg": 3}}):
+        (tmp_path / "bad.json").write_text(json.dumps(content))
+        with pytest.raises(HOIQAError, match="not VISOR's frame_mapping.json"):
+            read_frame_mapping(tmp_path / "bad.json")
 
 
 def test_a_plate_in_each_hand_is_not_asked_for_by_name(tmp_path):
