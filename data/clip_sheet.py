@@ -11,7 +11,7 @@ from data.clip_labels import read_windows
 from pose_tools.contact_sheet import contact_sheet
 from pose_tools.image_io import read_image, write_image
 from pose_tools.render import Canvas
-from pose_tools.render_path import Paths, draw_paths
+from pose_tools.render_path import FramePaths, draw_paths
 from pose_tools.sampling import evenly
 
 LONGEST = 512
@@ -27,7 +27,7 @@ def write_sheet(out: str | Path, count: int = 12) -> Path:
         frame = read_image(out / record["frames"][-1])
         points = np.array([[[np.nan] * 2 if point is None else point for point in hand] for hand in record["points"]], float)
         factor = LONGEST / max(frame.shape[:2])
-        paths = Paths(points[:, 1:], np.array(record["known"], bool)[:, 1:], points[:, 0]).scaled(factor)
+        paths = FramePaths(points[:, 1:], np.array(record["known"], bool)[:, 1:], points[:, 0]).scaled(factor)
         size = (round(frame.shape[1] * factor), round(frame.shape[0] * factor))
         pictures.append(draw_paths(Canvas(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)), paths, labels=False).array())
         seconds = (int(record["frames"][-1][-14:-4]) - 1) / 60

@@ -16,7 +16,7 @@ WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True, eq=False)
-class Paths:
+class FramePaths:
     """Future paths of both hands in pixels of the last observed frame, hands left, right.
 
     `points` (2, T, 2); `valid` (2, T) bool or None for all; `now` (2, 2): where the hands are in that frame, NaN if unknown;
@@ -30,12 +30,12 @@ class Paths:
     samples: np.ndarray | None = None
     seconds: float = 1.0
 
-    def scaled(self, factor: float) -> Paths:
+    def scaled(self, factor: float) -> FramePaths:
         """The same paths on a frame `factor` times as large."""
         now, spread, samples = (None if value is None else value * factor for value in (self.now, self.spread, self.samples))
         return replace(self, points=self.points * factor, now=now, spread=spread, samples=samples)
 
-    def until(self, share: float) -> Paths:
+    def until(self, share: float) -> FramePaths:
         """The first `share` (0–1) of the time, the last point between two steps where need be."""
         steps = self.points.shape[1]
         at = share * steps  # step k is reached at (k + 1) / steps
@@ -59,7 +59,7 @@ class Paths:
         )
 
 
-def draw_paths(canvas: Canvas, paths: Paths, *, truth: Paths | None = None, labels: bool = True) -> Canvas:
+def draw_paths(canvas: Canvas, paths: FramePaths, *, truth: FramePaths | None = None, labels: bool = True) -> Canvas:
     """Both hands' paths in the colours of the hands, from a ring (now) to an arrow; those of `truth` dashed in white below them."""
     for one, dashed in ((truth, True), (paths, False)):
         if one is None:
@@ -79,7 +79,7 @@ def draw_paths(canvas: Canvas, paths: Paths, *, truth: Paths | None = None, labe
     return canvas
 
 
-def path_clip(frames: Sequence[np.ndarray], paths: Paths, *, rate: float, hold: float = 1.2, most: int = 960) -> list[np.ndarray]:
+def path_clip(frames: Sequence[np.ndarray], paths: FramePaths, *, rate: float, hold: float = 1.2, most: int = 960) -> list[np.ndarray]:
     """The observed frames at their `rate` (Hz), then the last of them with the paths growing in their own time, held for `hold` seconds.
 
     RGB uint8 frames for `CLIP_FPS`, longer side between 512 and `most` pixels or so; equal neighbours are the same array.
@@ -96,7 +96,7 @@ def path_clip(frames: Sequence[np.ndarray], paths: Paths, *, rate: float, hold: 
     return result + [result[-1]] * round(CLIP_FPS * hold)
 
 
-def _from_now(paths: Paths, hand: int, sample: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _from_now(paths: FramePaths, hand: int, sample: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One hand's points (T + 1, 2) with the present place before them, and which of them are known (T + 1,)."""
     points = np.asarray(paths.points if sample is None else sample, float)[hand]
     valid = np.ones(len(points), bool) if paths.valid is None else np.asarray(paths.valid, bool)[hand]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pose_tools.image_io import read_image
-from pose_tools.render_path import Paths
+from pose_tools.render_path import FramePaths
 from pose_tools.types import Box
 from pose_tools.user_error import UserError
 from vlm.medium import Medium
@@ -39,7 +39,7 @@ class Example:
     files: tuple[Path, ...]
     times: tuple[float, ...] | None = None
     boxes: tuple[Box, ...] = ()
-    paths: Paths | None = None
+    paths: FramePaths | None = None
 
     @property
     def thumbnail(self) -> Path:
@@ -70,5 +70,5 @@ def _example(record: dict, folder: Path) -> Example:
     points, valid = np.array(record["future"], float), np.array(record["valid"], bool)
     if len(times) != len(record["clip"]) or points.ndim != 3 or points.shape[::2] != (2, 2) or valid.shape != points.shape[:2]:
         raise ValueError(f"{record['name']}: {len(record['clip'])} frames, {len(times)} times, future {points.shape}, valid {valid.shape}")
-    paths = Paths(points, valid, seconds=float(record["future_times"][-1]))
+    paths = FramePaths(points, valid, seconds=float(record["future_times"][-1]))
     return Example(**common, files=tuple(folder / name for name in record["clip"]), times=times, paths=paths)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from pose_tools.render import Canvas
-from pose_tools.render_path import CLIP_FPS, Paths, draw_paths, path_clip
+from pose_tools.render_path import CLIP_FPS, FramePaths, draw_paths, path_clip
 from pose_tools.types import SIDES, Box
 from vlm.answers import Answer, BoxAnswer, NoneAnswer, TextAnswer, TimeAnswer, ToolCallAnswer, TrajectoryAnswer, Unparsed
 from vlm.medium import Medium
@@ -68,7 +68,7 @@ def as_json(answer: Answer, medium: Medium | None = None) -> dict[str, Any]:
 
 
 def drawn(
-    image: np.ndarray | Medium, answers: Sequence[Answer], truth: Sequence[Box] = (), *, true_paths: Paths | None = None
+    image: np.ndarray | Medium, answers: Sequence[Answer], truth: Sequence[Box] = (), *, true_paths: FramePaths | None = None
 ) -> np.ndarray:
     """A copy of a picture, RGB uint8 (H, W, 3), or of a clip's last frame, with the answer's boxes and paths in colour and those of the
     truth dashed in white; a small picture is enlarged. An answer without a place is written at the top."""
@@ -89,17 +89,17 @@ def drawn_clip(medium: Medium, answers: Sequence[Answer]) -> list[np.ndarray]:
     """The observed frames, then the last one with the path growing on it, or with another answer drawn on it: RGB uint8 frames for
     `render_path.CLIP_FPS`."""
     paths = next((paths_of(answer, medium) for answer in answers if isinstance(answer, TrajectoryAnswer)), None)
-    frames = path_clip(medium.frames, paths or Paths(np.full((2, 1, 2), np.nan)), rate=medium.rate)
+    frames = path_clip(medium.frames, paths or FramePaths(np.full((2, 1, 2), np.nan)), rate=medium.rate)
     if paths is not None or not answers:
         return frames
     still = cv2.resize(drawn(medium, answers), frames[-1].shape[1::-1], interpolation=cv2.INTER_AREA)
-    growing = round(CLIP_FPS * Paths.seconds)
+    growing = round(CLIP_FPS * FramePaths.seconds)
     return [*frames[:-growing], *[still] * growing]
 
 
-def paths_of(answer: TrajectoryAnswer, medium: Medium) -> Paths:
+def paths_of(answer: TrajectoryAnswer, medium: Medium) -> FramePaths:
     """What is drawn of a trajectory: the hands that are there, from where they are now."""
-    return Paths(answer.points, there(answer, medium), medium.now, answer.spread, answer.samples)
+    return FramePaths(answer.points, there(answer, medium), medium.now, answer.spread, answer.samples)
 
 
 def valid_steps(answer: TrajectoryAnswer, medium: Medium | None) -> np.ndarray:

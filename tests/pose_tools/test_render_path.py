@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from pose_tools.render import Canvas
-from pose_tools.render_path import CLIP_FPS, Paths, draw_paths, path_clip
+from pose_tools.render_path import CLIP_FPS, FramePaths, draw_paths, path_clip
 
 RNG = np.random.default_rng(0)
 FRAME = RNG.integers(0, 255, (60, 80, 3), dtype=np.uint8)
 
 
-def paths(samples: bool = True) -> Paths:
+def paths(samples: bool = True) -> FramePaths:
     points = np.cumsum(RNG.uniform(1, 5, (2, 4, 2)), 1) + [[[10, 10]], [[40, 20]]]
     others = points + RNG.normal(size=(3, 2, 4, 2)) if samples else None
-    return Paths(points, np.ones((2, 4), bool), points[:, 0] - 3, np.full((2, 4), 2.0), others)
+    return FramePaths(points, np.ones((2, 4), bool), points[:, 0] - 3, np.full((2, 4), 2.0), others)
 
 
-def same(a: Paths, b: Paths) -> None:
+def same(a: FramePaths, b: FramePaths) -> None:
     for name in ("points", "now", "spread", "samples"):
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-9)
 
@@ -57,11 +57,11 @@ def test_the_clip_shows_what_was_seen_and_ends_with_the_whole_path() -> None:
 @pytest.mark.parametrize("now", [None, np.full((2, 2), np.nan)])
 def test_a_hand_that_is_not_there_is_not_drawn(now: np.ndarray | None) -> None:
     whole = paths(samples=False)
-    nothing = Paths(whole.points, np.zeros((2, 4), bool), whole.now)
+    nothing = FramePaths(whole.points, np.zeros((2, 4), bool), whole.now)
     np.testing.assert_array_equal(draw_paths(Canvas(FRAME), nothing).array(), Canvas(FRAME).array())
-    start_unknown = Paths(whole.points, whole.valid, now, whole.spread)
+    start_unknown = FramePaths(whole.points, whole.valid, now, whole.spread)
     assert not np.array_equal(draw_paths(Canvas(FRAME), start_unknown).array(), Canvas(FRAME).array())
-    unknown = Paths(np.full((2, 4, 2), np.nan), None, now)
+    unknown = FramePaths(np.full((2, 4, 2), np.nan), None, now)
     np.testing.assert_array_equal(path_clip([FRAME], unknown, rate=4.0)[-1], Canvas(FRAME).array())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pose_tools.image_io import write_image
 from pose_tools.metrics import box_iou, trajectory_errors
 from pose_tools.render import contact_sheet
-from pose_tools.render_path import CLIP_FPS, Paths
+from pose_tools.render_path import CLIP_FPS, FramePaths
 from pose_tools.types import Box
 from pose_tools.video import write_video
 from vlm.agent import Turn
@@ -82,7 +82,7 @@ def truth_text(example: Example) -> str:
     return "; ".join(describe(BoxAnswer(box)) for box in example.boxes) or "there is none"
 
 
-def path_error_text(turn: Turn, truth: Paths) -> str:
+def path_error_text(turn: Turn, truth: FramePaths) -> str:
     """How far the answered path is from the true one, over the valid steps of both hands: mean and last distance in pixels."""
     said = next((answer for answer in turn.answers if isinstance(answer, TrajectoryAnswer)), None)
     if said is None or said.points.shape != truth.points.shape:

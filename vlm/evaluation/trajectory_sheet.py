@@ -9,7 +9,7 @@ import numpy as np
 
 from pose_tools.image_io import read_image, write_image
 from pose_tools.render import Canvas, contact_sheet
-from pose_tools.render_path import Paths, draw_paths
+from pose_tools.render_path import FramePaths, draw_paths
 from vlm.evaluation.referral import drawn_order
 from vlm.evaluation.trajectory import ClipQuestion
 from vlm.evaluation.trajectory_baselines import last_position
@@ -64,7 +64,7 @@ def picture(question: ClipQuestion, reply: PathReply) -> np.ndarray:
     said = np.full_like(question.future, np.nan) if reply.points is None else reply.points
     moves = np.fmax(_travel(question.future, now), _travel(said, now)) > STILL * question.size[0]
     shown = question.valid & moves[:, None]  # an arrow on a hand that rests would point nowhere
-    truth, answer = Paths(question.future, shown, start), Paths(said, shown, start, reply.spread, reply.futures)
+    truth, answer = FramePaths(question.future, shown, start), FramePaths(said, shown, start, reply.spread, reply.futures)
     return draw_paths(canvas, answer, truth=truth, labels=False).array()
 
 
