@@ -88,7 +88,7 @@ def test_the_script_prints_the_table_and_refuses(root, tmp_path):
     assert published.returncode == 0 and "vision tower" in published.stdout and "sum" in published.stdout
     (tmp_path / "config.json").write_text(SEVEN_B.read_text())
     recipe = tmp_path / "train.yaml"
-    recipe.write_text(f"output: {tmp_path}/run\nmodel: {tmp_path}\ndata: {{datasets: [{{kind: hoi_qa, path: x}}]}}\n")
+    recipe.write_text(f"output: {tmp_path}/run\nmodel: {tmp_path}\ndata: {{datasets: [{{kind: hoi_qa, path: x}}]}}\nsteps: 1\n")
     assert subprocess.run([*command[:2], str(recipe), *command[3:], "11.5"], capture_output=True, text=True).stdout == fits.stdout
     new = subprocess.run([*command[:2], str(root / "scripts/configs/vlm_small.yaml")], capture_output=True, text=True, cwd=tmp_path)
     assert new.returncode == 1 and "it makes a model of its own" in new.stderr
