@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 OPENGL = np.diag([1.0, -1.0, -1.0])
 """Between OpenGL's camera frame and ours; its own inverse."""
 SIZE = (640, 480)
+FIELDS = ("camMat", "handJoints3D", "handPose", "handBeta", "handTrans", "handBoundingBox")
+"""What is read of an annotation; the published ones also tell of the object, of contact and of the cameras (`camIDList`)."""
 
 
 class HO3D(HandSet):
@@ -74,7 +76,7 @@ class HO3D(HandSet):
         if not path.is_file():
             raise HandDataError(f"{path} is missing; unpack {self.part}/{sequence} again, or take its lines out of {self.part}.txt")
         try:
-            meta = read_plain_pickle(path, "HO-3D annotation")
+            meta = read_plain_pickle(path, "HO-3D annotation", FIELDS)
         except ValueError as error:  # names the file, an unsafe one too
             raise HandDataError(f"{error}; unpack it again") from None
         intrinsics = self._intrinsics(meta, path)

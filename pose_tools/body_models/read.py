@@ -12,6 +12,7 @@ import math
 import pickle
 import pickletools
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,8 +131,10 @@ def read_body_pickle(path: str | Path) -> dict[str, Any]:
     return {str(name): value for name, value in read_plain_pickle(path, "MANO or SMPL pickle").items()}
 
 
-def read_plain_pickle(path: str | Path, what: str) -> dict[Any, Any]:
+def read_plain_pickle(path: str | Path, what: str, only: Collection[str] | None = None) -> dict[Any, Any]:
     """The contents of a pickled dict of arrays, numbers and texts, in which nothing is ever run; `what` names it in errors.
+
+    `only`: the entries to make; the others may hold what is none of these (arrays of texts, say), and are left out.
 
     Raises UnsafePickleError when the file asks for any code, or ValueError for a damaged file.
     """
@@ -142,7 +145,7 @@ def read_plain_pickle(path: str | Path, what: str) -> dict[Any, Any]:
         content = _Reader(io.BytesIO(data), encoding="latin1").load()
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected a dict of arrays")
-        return {name: _plain(value, str(name)) for name, value in content.items()}
+        return {name: _plain(value, str(name)) for name, value in content.items() if only is None or name in only}
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file makes pickle and NumPy raise nearly anything

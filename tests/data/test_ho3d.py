@@ -66,6 +66,17 @@ def test_version_3_has_jpg_pictures(tmp_path):
     assert hands.picture(0).suffix == ".jpg" and hands[0].image.shape == (120, 160, 3) and hands[0].pose is None
 
 
+def test_what_else_the_published_annotations_tell_does_not_matter(folder, tmp_path, models):
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "train" / "AB1" / "meta" / "0003.pkl"
+    more = {
+        "camIDList": np.array(["0", "1"]), "objName": np.str_("003_cracker_box"), "objLabel": np.int64(2), "objRot": np.zeros((3, 1)),
+        "handVertContact": np.zeros(778, bool), "handVertDist": np.zeros(778, np.float16),
+    }  # fmt: skip
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | more, protocol=2))
+    assert_sample_agrees(HO3D(tmp_path / "copy", model=models["right"]).label(3), hand_of("train", 0, 3, SIZE)[2])
+
+
 def test_recordings_never_fall_on_both_sides(folder):
     parts = {split: open_hands("ho3d", folder, split, val_share=0.5, seed=SEED) for split in ("train", "val")}
     assert len(parts["train"]) + len(parts["val"]) == TRAIN
