@@ -14,6 +14,7 @@ What is asked of a video or picture is one group; its words are drawn anew on ev
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,7 +153,7 @@ class LitaSet:
         if Path(key).is_absolute() or ".." in Path(key).parts:
             raise LitaError(f"{self.path}: {key!r} leaves the folder of its media")
         pictures = self.task == "imgqa"
-        there = (self.media / key).is_file() or (not key if pictures else bool(_frame_paths(self.media / key)))
+        there = (self.media / key).is_file() or (not key if pictures else _has_frames(self.media / key))
         if not there:
             return "have no picture" if pictures else "have no video, or one without frames", str(self.media / key)
         try:
@@ -221,6 +222,14 @@ def _by_video(path: Path, rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
             raise LitaError(f"{path}: record {number}: {row['vid']} lasts {row['duration']} s, but {record['duration']} s before")
         record["QA"].append({"q": row["question"], "a": row["answer"]})
     return found
+
+
+def _has_frames(folder: Path) -> bool:
+    """Of a folder of thousands, whose others are not looked at."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(_PICTURES) for entry in entries)
 
 
 def _frame_paths(folder: Path) -> list[Path]:
