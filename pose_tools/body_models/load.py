@@ -45,8 +45,8 @@ def load_smpl(path: str | Path | None = None, gender: Literal["neutral", "male",
     """The body model.
 
     Args:
-        path: a SMPL file (`.pkl`, `.npz`), or the folder with SMPL_NEUTRAL.pkl, SMPL_MALE.pkl, SMPL_FEMALE.pkl; None is the
-            stand-in body, which is the same for every gender.
+        path: a SMPL file (`.pkl`, `.npz`), or the folder with SMPL_NEUTRAL.pkl, SMPL_MALE.pkl, SMPL_FEMALE.pkl or with the files as
+            they are downloaded (basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl, …); None is the stand-in body, the same for every gender.
         gender: which file of a folder to take, and what a file's name must not contradict.
 
     Raises FileNotFoundError, and ValueError for a file that is no SMPL body, or is named as another gender's.
@@ -55,9 +55,9 @@ def load_smpl(path: str | Path | None = None, gender: Literal["neutral", "male",
         raise ValueError(f"gender={gender!r}: expected 'neutral', 'male' or 'female'")
     if path is None:
         return Smpl.from_arrays(standin_body_arrays())
-    path = _in_folder(
-        Path(path), (f"SMPL_{gender.upper()}", f"basicModel_{gender[0]}_lbs_10_207_0_v1.0.0", f"basicmodel_{gender[0]}_lbs_10_207_0_v1.0.0")
-    )
+    kind = "neutral" if gender == "neutral" else gender[0]
+    downloads = [f"basic{model}_{kind}_lbs_10_207_0_v1.{n}.0" for model in ("Model", "model") for n in (0, 1)]
+    path = _in_folder(Path(path), (f"SMPL_{gender.upper()}", *downloads))
     named = named_gender(path)
     if named not in (None, gender):
         raise ValueError(f"{path}: by its name this is the {named} body, asked for the {gender} one; give the folder of all three")

@@ -174,6 +174,22 @@ def test_wrong_files_are_refused_with_the_reason(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("gender", "name"),
+    [
+        ("neutral", "SMPL_NEUTRAL"), ("neutral", "basicModel_neutral_lbs_10_207_0_v1.0.0"),
+        ("neutral", "basicmodel_neutral_lbs_10_207_0_v1.1.0"), ("male", "basicmodel_m_lbs_10_207_0_v1.0.0"),
+        ("male", "basicmodel_m_lbs_10_207_0_v1.1.0"), ("female", "basicModel_f_lbs_10_207_0_v1.0.0"),
+    ],
+)  # fmt: skip
+def test_bodies_are_found_by_the_names_they_are_downloaded_under(gender, name, tmp_path):
+    """smpl.is.tue.mpg.de's two versions, and SMPLify's neutral body."""
+    (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(standin_body_arrays(), protocol=2))
+    assert load_smpl(tmp_path, gender).faces.shape[1] == 3
+    with pytest.raises(FileNotFoundError, match="no SMPL_"):
+        load_smpl(tmp_path, "male" if gender == "female" else "female")
+
+
 def test_wrong_arrays_are_refused_with_the_reason():
     good = standin_hand_arrays()
     for change, message in (
