@@ -50,6 +50,12 @@ def test_a_floor_imports_only_from_the_floors_below_it() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_library_does_not_import_the_commands() -> None:
+    library = [path for path in SOURCES if path.is_relative_to(ROOT / "vlm") and "commands" not in path.parts and path.name != "cli.py"]
+    wrong = [f"{ours(path)}:{line}" for path in library for module, line in imports(path) if module.startswith("vlm.commands")]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_import_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]

@@ -11,22 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from data.sample import user
 from pose_tools.files import write_text
 from pose_tools.image_io import check_suffix, write_image
 from pose_tools.render_path import CLIP_FPS
-from pose_tools.tool import tools_for
-from vlm.agent import Agent, Turn
+from vlm.agent import Turn
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import add_load_in, load_model
 from vlm.medium import Medium, open_clip, open_picture
+from vlm.medium_question import MOST_FUTURES, ask
 from vlm.show import as_json, describe, drawn, drawn_clip
 
 CLIP_SUFFIXES = (".mp4",)
-MOST_FUTURES = 20
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,39 +119,3 @@ def said(medium: Medium, question: str, turn: Turn) -> dict[str, Any]:
         "answers": [as_json(answer, medium) for answer in turn.answers],
         "trace": [{"kind": step.kind, "text": step.text, "seconds": round(step.seconds, 3)} for step in turn.trace],
     }
-
-
-def ask(
-    model: Any,
-    processor: Any,
-    medium: np.ndarray | Medium,
-    question: str,
-    *,
-    tools: bool = True,
-    offer: Sequence[str] | None = None,
-    futures: int = 1,
-) -> Turn:
-    """One question about one picture, RGB uint8 (H, W, 3), or a Medium.
-
-    With `tools` the model sees the hands that the detector or tracker sees as pose tokens (if it has an encoder for them) and may call
-    the tools in `offer`, by default those that can look at it. Without a detector it answers from the pixels, and a warning says so.
-    `futures` of a path are drawn; the first is the answer.
-    """
-    medium = medium if isinstance(medium, Medium) else Medium((medium,))
-    agent = Agent(model, processor, (tools_for(medium.media) if offer is None else offer) if tools else (), **generation(model, futures))
-    return agent.ask([user(*opening(medium, processor, tools=tools), question)], medium.media)
-
-
-def generation(model: Any, futures: int) -> dict[str, Any]:
-    """Arguments of `model.generate` for so many futures of a path."""
-    return {"num_trajectories": futures} if futures > 1 and getattr(model.config, "trajectory", None) else {}
-
-
-def opening(medium: Medium, processor: Any, *, tools: bool = True) -> list[dict[str, Any]]:
-    """What stands before the first question: the medium, and with `tools` the hands in it, for a model that reads them (of a
-    clip, in as many of its last frames as the model has slots for)."""
-    parts = [medium.part]
-    if tools and medium.encoder in processor.pose_encoders and medium.hands is not None:
-        slots = processor.pose_encoders[medium.encoder]["n_tokens"]
-        parts.append({"type": "pose", "encoder": medium.encoder, "tokens": medium.hands[-slots:]})
-    return parts

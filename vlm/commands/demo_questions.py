@@ -17,10 +17,10 @@ from pose_tools.types import Box
 from pose_tools.video import write_video
 from vlm.agent import Turn
 from vlm.answers import BoxAnswer, NoneAnswer, TrajectoryAnswer
-from vlm.commands.answer import ask
 from vlm.commands.console import ASSETS, DEFAULT_MODEL
 from vlm.commands.loading import load_model
 from vlm.examples import Example, read_examples
+from vlm.medium_question import ask
 from vlm.show import call_text, describe, drawn, drawn_clip
 
 NEXT = """\

@@ -10,8 +10,8 @@ from data.sample import user
 from pose_tools.tool import tools_for
 from vlm.agent import Agent, Messages, Turn
 from vlm.answers import TRAJECTORY_TOKEN, Unparsed
-from vlm.commands.answer import generation, opening
 from vlm.medium import Medium, MediumError
+from vlm.medium_question import generation, opening
 
 EARLIER = 4
 """So many earlier turns go with a question at most."""

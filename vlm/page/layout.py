@@ -16,12 +16,12 @@ import numpy as np
 
 from pose_tools.image_io import write_image
 from pose_tools.render_path import CLIP_FPS
+from pose_tools.user_error import UserError
 from pose_tools.video import write_video
 from vlm.answers import Answer
-from vlm.commands.answer import MOST_FUTURES
-from vlm.commands.console import user_errors
 from vlm.examples import Example
 from vlm.medium import Limits, Medium, open_medium
+from vlm.medium_question import MOST_FUTURES
 from vlm.page import view
 from vlm.page.conversation import Reply, Session, Settings, reply
 from vlm.show import drawn, drawn_clip
@@ -154,7 +154,7 @@ def _keeping(session: Session, note: str) -> Outputs:
 
 def _one_sentence(error: Exception) -> str:
     """What a visitor reads of an error: its own words where they are meant for people, else that it is ours."""
-    if isinstance(error, user_errors()) and not isinstance(error, OSError):
+    if isinstance(error, UserError):
         return str(error).split("\n")[0]
     logger.exception("the page could not answer")
     return OURS
