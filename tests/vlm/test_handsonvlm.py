@@ -25,6 +25,7 @@ from vlm.checkpoints.handsonvlm import (
 )  # fmt: skip
 from vlm.checkpoints.reading import CheckpointError, read_checkpoint, read_model_folder
 from vlm.config import HandVLMConfig
+from vlm.extend import add_slots
 from vlm.model import HandVLM
 from vlm.trajectory import CVAEHead, MLPHead
 
@@ -200,6 +201,16 @@ def test_a_folder_gives_the_ids_of_its_sentencepiece_file_whatever_lies_beside_i
     found = load_tokenizer(tmp_path)
     assert found.encode(text, add_special_tokens=False) == whole.encode(text, add_special_tokens=False)
     assert ("<hand_traj>" in found.get_vocab()) == ("added_tokens.json" in beside)
+
+
+def test_a_recipes_tokens_have_the_ids_of_a_converted_models():
+    """`<image>`, which the published vocabulary does not have, comes last."""
+    tokenizer = load_tokenizer(TOKENIZER)
+    words = len(tokenizer)
+    tokenizer.add_tokens([f"<t{number}>" for number in range(100)])
+    add_slots(tokenizer, ["<image>"], paths=True)
+    check_tokenizer(tokenizer, TEXT | {"vocab_size": words + 101, "hand_token_id": words + 100})
+    assert tokenizer.convert_tokens_to_ids("<image>") == words + 101
 
 
 def test_a_tower_of_another_kind_is_not_filled_with_random_weights(tmp_path: Path):
