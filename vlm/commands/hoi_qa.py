@@ -18,7 +18,7 @@ from pose_tools.files import write_text
 from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
 from vlm.commands.evaluating import files_digest, model_digest
 from vlm.commands.loading import add_load_in, load_model
-from vlm.commands.processes import all_done, rank_and_world, share_folder
+from vlm.commands.processes import all_done, rank_and_world, share_folder, share_folders
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +107,7 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
     if missing:
         logger.warning("%d of %d questions have no frame under %s; they count as wrong", missing, len(items), root)
     there = by_frame(there[: options.limit])
-    batches = [there[start : start + options.batch_size] for start in range(0, len(there), options.batch_size)]
-    mine = [item for batch in batches[rank::world] for item in batch]
+    mine = records.share_of(there, options.batch_size, rank, world)
     own = share_folder(options.out / "answers", rank, world)
     with records.single_writer(own):
         records.claim(own, _settings(options, world))
@@ -124,7 +123,7 @@ def _ask(items: Sequence[Any], options: argparse.Namespace) -> dict[str, str] | 
         records.complete(own / "answers.jsonl", mine, answer, key=lambda item: item.id, batch_size=options.batch_size, title="hoi-qa")
     if world > 1 and not all_done(rank):
         return None
-    files = [share_folder(options.out / "answers", other, world) / "answers.jsonl" for other in range(world)]
+    files = [share / "answers.jsonl" for share in share_folders(options.out / "answers", world)]
     return {record["id"]: record["answer"] for file in files for record in records.read_records(file)}
 
 

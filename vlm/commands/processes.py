@@ -18,6 +18,11 @@ def share_folder(folder: Path, rank: int, world: int) -> Path:
     return folder / f"{rank}-of-{world}"
 
 
+def share_folders(folder: Path, world: int) -> list[Path]:
+    """Where all of them keep theirs."""
+    return [share_folder(folder, rank, world) for rank in range(world)]
+
+
 def all_done(rank: int) -> bool:
     """Waits for every process; True in the first, which goes on."""
     import torch.distributed as dist

@@ -14,7 +14,7 @@ from typing import Any
 from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
 from vlm.commands.evaluating import files_digest, finish, model_digest, questions_digest
 from vlm.commands.loading import add_load_in, load_model
-from vlm.commands.processes import all_done, rank_and_world, share_folder
+from vlm.commands.processes import all_done, rank_and_world, share_folder, share_folders
 from vlm.evaluation import records
 
 MAX_NEW_TOKENS = {"event_loc": 32, "temporal_reasoning": 128, "dvc": 512}
@@ -57,7 +57,7 @@ def main(options: argparse.Namespace) -> int:
     rank, world = rank_and_world()
     answer = _model_answers(options)
     if world > 1 and not options.rescore:
-        mine = [question for batch in _batches(options, asked)[rank::world] for question in batch]
+        mine = records.share_of(asked, options.batch_size, rank, world)
         _ask(options, asked, mine, answer, share_folder(options.out / "shares", rank, world))
         if not all_done(rank):
             return 0
@@ -81,10 +81,6 @@ def _ask(options: argparse.Namespace, asked: Sequence[Any], mine: Sequence[Any],
         records.claim(out, _settings(options, asked))
         size = options.batch_size
         records.complete(out / PREDICTIONS, mine, answer, key=lambda question: question.id, batch_size=size, title="temporal")
-
-
-def _batches(options: argparse.Namespace, asked: Sequence[Any]) -> list[Sequence[Any]]:
-    return [asked[start : start + options.batch_size] for start in range(0, len(asked), options.batch_size)]
 
 
 def _model_answers(options: argparse.Namespace) -> Answer:
@@ -112,9 +108,8 @@ def _model_answers(options: argparse.Namespace) -> Answer:
 
 def _shared_answers(out: Path, world: int) -> Answer:
     """What the processes of a run have answered, put together."""
-    found: dict[str, dict[str, Any]] = {}
-    for rank in range(world):
-        found |= {record["id"]: record for record in records.read_records(share_folder(out / "shares", rank, world) / PREDICTIONS)}
+    files = [share / PREDICTIONS for share in share_folders(out / "shares", world)]
+    found = {record["id"]: record for file in files for record in records.read_records(file)}
     return lambda batch: [found[question.id] for question in batch]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from vlm.commands.console import DEFAULT_MODEL, CommandError, positive
 from vlm.commands.evaluating import chosen, files_digest, finish, model_digest, questions_digest
 from vlm.commands.loading import add_load_in, load_model
-from vlm.commands.processes import all_done, rank_and_world, share_folder
+from vlm.commands.processes import all_done, rank_and_world, share_folder, share_folders
 from vlm.evaluation import records, tables
 
 logger = logging.getLogger(__name__)
@@ -184,8 +184,8 @@ def _model_replies(options: argparse.Namespace, asked: Sequence[Any]) -> Answere
 def _shared_replies(out: Path, world: int, conditions: Sequence[Any], asked: Sequence[Any]) -> Answerer:
     """What the processes of a run have answered, put together."""
     found: dict[str, Any] = {condition.name: {} for condition in conditions}
-    for rank in range(world):
-        for name, replies in _kept_replies(share_folder(out / "shares", rank, world), conditions, asked, some=False).items():
+    for share in share_folders(out / "shares", world):
+        for name, replies in _kept_replies(share, conditions, asked, some=False).items():
             found[name] |= replies
     return lambda condition: lambda turns, names: [found[condition.name][name] for name in names]
 

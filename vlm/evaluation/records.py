@@ -50,6 +50,12 @@ def single_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+def share_of(items: Sequence[Item], batch_size: int, rank: int, world: int) -> list[Item]:
+    """What process `rank` of `world` answers: whole batches, so that what a batch holds is the same for any number of processes."""
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    return [item for batch in batches[rank::world] for item in batch]
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All whole records of a jsonl file, in order; [] where there is no file. A half-written last line is left out.
 

@@ -42,14 +42,11 @@ def ask_all(
 ) -> dict[str, PathReply]:
     """The model's replies under one condition, by question id; goes on where an earlier run was cut.
 
-    Where the goal is swapped, only questions that share their start with another one are asked. `share` (k, n) asks every n-th batch
-    from the k-th on alone: what a batch holds is the same for any number of processes.
+    Where the goal is swapped, only questions that share their start with another one are asked. `share` (k, n): what process k of n asks
+    (see `records.share_of`).
     """
     partners = other_goals(questions, seed) if not condition.own_question else {q.id: q for q in questions}
-    asked = [q for q in questions if q.id in partners]
-    if share != (0, 1):
-        batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
-        asked = [q for batch in batches[share[0] :: share[1]] for q in batch]
+    asked = records.share_of([q for q in questions if q.id in partners], batch_size, *share)
 
     def answer(batch: Sequence[ClipQuestion]) -> list[dict[str, Any]]:
         turns = [conversation(q, condition, tokens=tokens, partner=partners[q.id]) for q in batch]
