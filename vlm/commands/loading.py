@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
     Raises CommandError for a folder that is not a model's, a config that is not understood, or a device that is not there, and
     CheckpointError for weights that do not fit or are not numbers.
     """
-    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     from vlm import HandVLM, HandVLMProcessor
@@ -42,7 +43,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
         )
     _check_device(device)
     transformers_logging.disable_progress_bar()
-    try:
+    with _in_words(folder):
         _check_keys(folder / "config.json")
         if not (folder / "processor_config.json").is_file():
             raise CommandError(
@@ -60,6 +61,15 @@ def load_model(folder: str | Path, *, device: str = "cpu", load_in: Any = None) 
         damaged = {"not finite": not_finite(model.state_dict())}
         refuse(damaged, f"{folder}: the weights are damaged", "Copy the folder again, or train anew.")
         return (model if load_in else model.to(device)).eval(), processor
+
+
+@contextmanager
+def _in_words(folder: Path) -> Iterator[None]:
+    """Around the loading of a folder: whatever is raised becomes an error that names it and says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except user_errors() as error:
         nameless = isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.filename is None)
         if nameless:  # words of the libraries, without the folder and a remedy
