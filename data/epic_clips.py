@@ -33,6 +33,7 @@ from data.epic_kitchens import (
     read_questions,
     trajectory_label,
 )
+from data.json_file import read_json
 from data.sample import Sample, Source, assistant, user
 from data.synthetic.clip_questions import question
 from pose_tools.body_models.read import UnsafePickleError
@@ -77,7 +78,8 @@ class EpicClips:
     Args:
         root: the folder with frames `<Pxx>/rgb_frames/…`.
         annotations: the csv file; by default the one in `root`.
-        labels: the folder of `label_<uid>.pkl`; by default `root/labels`.
+        labels: the folder of `label_<uid>.pkl`; by default `root/labels`. Where the published list of uids, `video_info.json`, lies
+            beside that folder, actions that are not in it are left out, as published.
         first_uid: rows of the annotation files before this one (validation's uids go on from train's).
         count, rate: observed frames and how many a second; fps of the video; `gap` seconds between the last one and the action.
         steps, step_rate: points of a path and how many a second, after the last observed frame.
@@ -139,7 +141,7 @@ class EpicClips:
         actions = read_actions(table, first_uid)
         self.skipped: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
-        self.clips = self._clips(actions, self._journal(), limit)
+        self.clips = self._clips(self._listed(actions), self._journal(), limit)
         self._report(actions, tolerance)
         self._warn_of_published_numbers(table, first_uid)
 
@@ -152,6 +154,28 @@ class EpicClips:
             which = "several" if found else "no"
             raise EpicError(f"{self.root}: {which} annotation files ({', '.join(ANNOTATION_FILES)}) there; name one with `annotations`")
         return found[0]
+
+    def _listed(self, actions: Sequence[Action]) -> Sequence[Action]:
+        """Those that the published list of labels names; all without such a list."""
+        file = self.labels.parent / "video_info.json"
+        if not file.is_file():
+            return actions
+        try:
+            uids = read_json(file)
+        except (OSError, ValueError) as error:
+            raise EpicError(f"{file}: not whole json ({error})") from None
+        if not isinstance(uids, list) or not all(type(uid) is int for uid in uids):
+            raise EpicError(f"{file}: expected a list of uids, whole numbers; the published file came with the labels")
+        known = set(uids)
+        listed = [action for action in actions if action.uid in known]
+        if len(listed) < len(actions):
+            logger.info("%s: names %d of %d actions; the others are left out", file, len(listed), len(actions))
+        if actions and not listed:
+            raise EpicError(
+                f"{file}: names none of the actions {actions[0].uid} to {actions[-1].uid}; first_uid must be the number of rows of the "
+                "annotation files before this one"
+            )
+        return listed
 
     def _journal(self) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
         """uid → (clip's record, action's record) of a synthetic folder; empty for a real one."""

@@ -122,6 +122,17 @@ def test_reasoning_asks_what_the_file_asks_about_the_last_frame(folder: Path):
             EpicClips(folder, wording=wording, questions=questions)
 
 
+def test_the_published_list_of_labels_says_which_actions_count(folder: Path):
+    listed = folder / "video_info.json"
+    for uids in ([1], [0, 1, 7]):
+        listed.write_text(json.dumps(uids))
+        assert [action.action.uid for clip in EpicClips(folder, wording="action").clips for action in clip.actions] == uids[:2]
+    for content, said in (("[5]", "names none of the actions 0 to 1; first_uid"), ('["1"]', "expected a list of uids"), ("[", "not whole")):
+        listed.write_text(content)
+        with pytest.raises(EpicError, match=f"video_info.json: {said}"):
+            EpicClips(folder, wording="action")
+
+
 def test_groups_ask_in_any_wording_and_paraphrase(folder: Path):
     (folder / "rephrase.json").write_text(json.dumps({"cut onion": ["slice the onion"]}))
     options = {"wording": "narration", "paraphrases": str(folder / "rephrase.json"), "paraphrase_rate": 1.0}
