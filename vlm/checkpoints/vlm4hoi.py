@@ -116,11 +116,8 @@ def convert(state_dict: Mapping[str, Any], llm: Any, vision: Any, config: Any = 
     _check(model, state, given, strangers, skeleton, options)
 
     dtype = options.dtype or state[_in_hand_vlm(_name_of(skeleton, skeleton.get_input_embeddings()), skeleton)].dtype
-    scale = options.lora_alpha / next(iter(given.lora.values()))["A"].shape[0] if given.lora else 0.0
     if merge_lora:
-        for module, pair in given.lora.items():
-            name = _in_hand_vlm(f"{module}.weight", skeleton)
-            state[name] = (state[name].float() + scale * pair["B"].float() @ pair["A"].float()).to(dtype)
+        _merge(state, given.lora, skeleton, options.lora_alpha, dtype)
     if model_config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     tensors = {name: state.pop(name).to(dtype, copy=name not in own) for name in list(state)}
@@ -129,9 +126,15 @@ def convert(state_dict: Mapping[str, Any], llm: Any, vision: Any, config: Any = 
     model.config.dtype = dtype
     if merge_lora or not given.lora:
         return model
-    return with_lora(
-        model, {_in_hand_vlm(module, skeleton): pair for module, pair in given.lora.items()}, options.lora_alpha
-    ).get_base_model()
+    updates = {_in_hand_vlm(module, skeleton): pair for module, pair in given.lora.items()}
+    return with_lora(model, updates, options.lora_alpha).get_base_model()
+
+
+def _merge(state: Parts, lora: Mapping[str, Parts], skeleton: nn.Module, alpha: float, dtype: torch.dtype) -> None:
+    """Adds the low-rank updates to the weights that they belong to, in float32, one weight at a time."""
+    for module, pair in lora.items():
+        name, scale = _in_hand_vlm(f"{module}.weight", skeleton), alpha / pair["A"].shape[0]
+        state[name] = (state[name].float() + scale * pair["B"].float() @ pair["A"].float()).to(dtype)
 
 
 def with_lora(model: HandVLM, updates: Mapping[str, Parts], alpha: float, dropout: float = 0.05) -> Any:
