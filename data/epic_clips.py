@@ -125,17 +125,11 @@ class EpicClips:
         self.questions = {} if questions is None else read_questions(questions)
         self.paraphrases = {} if paraphrases is None else read_paraphrases(paraphrases)
         self.say_goal = say_goal
-        self.count, self.rate, self.gap, self.fps = count, rate, gap, fps
         if not (steps > 0 and 0 < step_rate < float("inf") and 0 <= paraphrase_rate <= 1):
             raise EpicError(
                 f"{steps} steps at {step_rate} Hz, paraphrase_rate {paraphrase_rate}: expected positive numbers, and a chance from 0 to 1"
             )
-        observed_frames(LATEST - 1, fps, count=count, rate=rate, gap=gap)  # refuses numbers that mean nothing, before all actions do
-        self.times = (np.arange(count) - count + 1) / rate
-        self.future_times = np.arange(1, steps + 1) / step_rate
-        self.label_steps = [0, *np.round(self.future_times * LABEL_RATE).astype(int).tolist()]
-        if self.label_steps[-1] > LABEL_RATE:
-            raise EpicError(f"{steps} points at {step_rate} Hz reach beyond the second that labels cover; ask for fewer points")
+        self._set_times(fps, count, rate, gap, steps, step_rate)
         self.labels = Path(labels) if labels is not None else self.root / "labels"
         table = Path(annotations) if annotations is not None else self._annotations()
         actions = read_actions(table, first_uid)
@@ -147,6 +141,16 @@ class EpicClips:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def _set_times(self, fps: float, count: int, rate: float, gap: float, steps: int, step_rate: float) -> None:
+        """When a clip's frames and the points of its path are; EpicError for numbers that mean nothing, before any action is looked at."""
+        observed_frames(LATEST - 1, fps, count=count, rate=rate, gap=gap)
+        self.count, self.rate, self.gap, self.fps = count, rate, gap, fps
+        self.times = (np.arange(count) - count + 1) / rate
+        self.future_times = np.arange(1, steps + 1) / step_rate
+        self.label_steps = [0, *np.round(self.future_times * LABEL_RATE).astype(int).tolist()]
+        if self.label_steps[-1] > LABEL_RATE:
+            raise EpicError(f"{steps} points at {step_rate} Hz reach beyond the second that labels cover; ask for fewer points")
 
     def _annotations(self) -> Path:
         found = [self.root / name for name in ANNOTATION_FILES if (self.root / name).is_file()]
