@@ -159,6 +159,21 @@ def branch(
         each = [(None if noise is None else noise[number : number + 1]) for number in range(futures)]
         found = [branch(model, embeds, attention_mask, new_ids, decoder, one, 1, code, written.copy(), observed) for one in each]
         return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    return _together(written, places, decoder, noise, futures, rows, code, observed)
+
+
+def _together(
+    written: _Written,
+    places: list[int],
+    decoder: PathDecoder,
+    noise: Tensor | None,
+    futures: int,
+    rows: int,
+    code: Code | None,
+    observed: Tensor | None,
+) -> dict[str, Tensor]:
+    """`branch` for futures that go on side by side, token by token, from the first path token to the last of `places`: as `rows` states,
+    one for each future or one for all."""
     observed = None if observed is None else observed.expand(futures, -1, -1, -1)
     state, first = written.before_path().expand(rows, -1), None
     steps: list[dict[str, Tensor]] = []
