@@ -27,7 +27,7 @@ class _Entries:
 
 
 @dataclass(frozen=True)
-class ClipSettings(_Entries):
+class ClipTokenSettings(_Entries):
     """How the frames of a clip become tokens (see `vlm.vision.slow_fast`).
 
     slow_frames, slow: how many frames keep their patches, and which: "spread" evenly over the clip, or the "last".
@@ -99,7 +99,7 @@ class HandVLMConfig(PreTrainedConfig):
         projector_type: "linear", or "mlp" with two layers (LLaVA-1.5); `projector_norm` puts a LayerNorm before it.
         grid_position: scale of a fixed 2-D sine code of its place that is added to each projected token; 0 adds none.
         pose_encoders: a mapping (see below) for each specialist whose features the model reads, by name.
-        clip: how the frames of a clip become tokens, a mapping with the entries of `ClipSettings`; None for a model that reads no clips.
+        clip: how the frames of a clip become tokens, a mapping with the entries of `ClipTokenSettings`; None for one that reads none.
         trajectory: the head that forecasts paths of both hands, a mapping with those of `TrajectorySettings`; None for a model without one.
             It comes together with `trajectory_token_id`, the id of `<hand_traj>`. `clip_settings` and `trajectory_settings` read the two.
         number_token_ids: [id of "0", how many] of number tokens with consecutive ids.
@@ -158,9 +158,9 @@ class HandVLMConfig(PreTrainedConfig):
             raise ValueError("trajectory and trajectory_token_id come together: a head without its token, or a token without its head")
 
     @property
-    def clip_settings(self) -> ClipSettings | None:
+    def clip_settings(self) -> ClipTokenSettings | None:
         """What `clip` says now."""
-        return None if self.clip is None else ClipSettings.of(self.clip)
+        return None if self.clip is None else ClipTokenSettings.of(self.clip)
 
     @property
     def trajectory_settings(self) -> TrajectorySettings | None:
@@ -185,7 +185,7 @@ def check_keys(
     value that is none of those described."""
     for name, encoder in (pose_encoders or {}).items():
         _check_known(f"pose_encoders.{name}", encoder, POSE_ENCODER_KEYS)
-    _check("clip", clip or {}, ClipSettings)
+    _check("clip", clip or {}, ClipTokenSettings)
     _check("trajectory", trajectory or {}, TrajectorySettings)
     if trajectory is not None and trajectory.get("steps") is None:
         raise ValueError("trajectory: the key 'steps' is missing; give the number of points of a path")

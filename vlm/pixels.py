@@ -15,7 +15,7 @@ from PIL import Image
 from data.sample import SampleError
 from pose_tools.image_io import read_image
 from pose_tools.views import View, center_crop, letterbox, squash
-from vlm.config import ClipSettings
+from vlm.config import ClipTokenSettings
 from vlm.vision import chosen_frames
 
 VIEW_RULES = {"letterbox": letterbox, "center_crop": center_crop, "squash": squash}
@@ -71,7 +71,7 @@ def read_media(parts: Sequence[dict[str, Any]], pixels: Pixels, processor: Any) 
     for part in parts:
         if part["type"] == "image":
             row = _read(part["image"], pixels, processor)
-            as_clip = processor.clip is not None and ClipSettings.of(processor.clip).pictures
+            as_clip = processor.clip is not None and ClipTokenSettings.of(processor.clip).pictures
             media.append(MediumRows(1 if as_clip else 0, (row,), pixels.views[row]))
         elif part["type"] == "video":
             if processor.clip is None:

@@ -13,7 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 from data.sample import SampleError, validate_messages
 from pose_tools.views import View
 from vlm.answers import TRAJECTORY_TOKEN, whole_frame
-from vlm.config import ClipSettings, HandVLMConfig
+from vlm.config import ClipTokenSettings, HandVLMConfig
 from vlm.decoding import decode_text
 from vlm.packing import Row, collate, pack
 from vlm.pixels import VIEW_RULES, MediumRows, Pixels, read_media
@@ -258,7 +258,7 @@ class HandVLMProcessor(ProcessorMixin):
 
     def _media_ids(self, piece: Piece) -> list[int]:
         part = piece.value
-        if self.clip is not None and (part["type"] == "video" or (part["type"] == "image" and ClipSettings.of(self.clip).pictures)):
+        if self.clip is not None and (part["type"] == "video" or (part["type"] == "image" and ClipTokenSettings.of(self.clip).pictures)):
             frames = len(part["video"]) if part["type"] == "video" else 1
             return [self.image_token_id] * clip_length(frames, self.clip["patches"], self.clip)
         if part["type"] == "image":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Blip2VisionConfig, Blip2VisionModel, PreTrainedConfig
 
-from vlm.config import ClipSettings
+from vlm.config import ClipTokenSettings
 
 # EVA-ViT-g lives inside BLIP-2 in transformers and has no Auto entry of its own.
 AutoConfig.register(Blip2VisionConfig.model_type, Blip2VisionConfig, exist_ok=True)
@@ -132,13 +132,13 @@ def _slow_rows(frames: int, count: int, slow_frames: int, slow: str) -> list[int
 
 def chosen_frames(frames: int, clip: Mapping[str, Any]) -> list[int]:
     """Numbers of the frames that are looked at: all, or `clip["frames"]` of them spread evenly, the first and the last among them."""
-    count = ClipSettings.of(clip).frames or frames
+    count = ClipTokenSettings.of(clip).frames or frames
     return list(range(frames)) if frames <= count else np.round(np.linspace(frames - 1, 0, count)).astype(int)[::-1].tolist()
 
 
 def clip_length(frames: int, patches: int, clip: Mapping[str, Any]) -> int:
     """Tokens that a clip of `frames` frames of `patches` patches takes; `clip` as in HandVLMConfig."""
-    settings = ClipSettings.of(clip)
+    settings = ClipTokenSettings.of(clip)
     count = settings.total or len(chosen_frames(frames, clip)) * settings.duplicates
     return count + settings.slow_frames * patches // settings.pool**2
 

@@ -9,7 +9,7 @@ import pytest
 from tests.runs import make_world
 from tests.tiny import CLIP, LLAMA, tiny
 from vlm.build import BuildSettings
-from vlm.config import ClipSettings, HandVLMConfig, TrajectorySettings
+from vlm.config import ClipTokenSettings, HandVLMConfig, TrajectorySettings
 from vlm.extend import ExtendSettings
 from vlm.settings import SettingsError, from_mapping
 from vlm.training import make_start
@@ -59,7 +59,7 @@ def test_a_path_head_that_cannot_be_made_is_explained(trajectory: dict, message:
 
 def test_mappings_stay_mappings_and_are_read_with_their_defaults(tmp_path: Path) -> None:
     config = HandVLMConfig(clip={"pool": None, "slow": "last"}, trajectory={"steps": 4, "weight": 8.0}, trajectory_token_id=1)
-    assert config.clip_settings == ClipSettings(slow="last") and config.trajectory_settings == TrajectorySettings(steps=4, weight=8.0)
+    assert config.clip_settings == ClipTokenSettings(slow="last") and config.trajectory_settings == TrajectorySettings(steps=4, weight=8.0)
     assert "clip_settings" not in config.to_dict() and config.to_dict()["trajectory"] == {"steps": 4, "weight": 8.0}
     config.save_pretrained(tmp_path)
     again = HandVLMConfig.from_pretrained(tmp_path)
