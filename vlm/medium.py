@@ -1,4 +1,4 @@
-"""What a conversation is about: a picture, or the observed frames of a clip, as a person hands it in."""
+"""What a conversation is about: a picture, or frames of a clip, as a person hands it in."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pose_tools.image_io import MAX_PIXELS, read_image
 from pose_tools.tool_protocol import BackendMissing
 from pose_tools.types import Media
 from pose_tools.user_error import UserError
+from vlm.config import HandVLMConfig
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +83,13 @@ class Medium:
     @property
     def rate(self) -> float:
         """Frames a second of a clip (median); 1 for a picture."""
-        steps = np.diff(self.times) if self.times is not None and len(self.times) > 1 else np.ones(1)
-        return float(1 / np.median(steps))
+        steps = np.diff(np.unique(self.times or ()))
+        return float(1 / np.median(steps)) if len(steps) else 1.0
+
+    @property
+    def seconds(self) -> float:
+        """From the first to the last frame of a clip; 0 for a picture."""
+        return self.times[-1] - self.times[0] if self.times else 0.0
 
     @cached_property
     def hands(self) -> np.ndarray | None:
@@ -120,11 +126,11 @@ class Medium:
         return self.hands.reshape(-1, 2, TOKEN_WIDTH)[..., :4].astype(float)
 
 
-def open_medium(path: str | Path, limits: Limits | None = None) -> Medium:
-    """A picture, or a clip where the file's name says video. Raises ImageError, VideoError or MediumError."""
+def open_medium(path: str | Path, limits: Limits | None = None, *, whole: int | None = None) -> Medium:
+    """A picture, or a clip (see `open_clip`) where the file's name says video. Raises ImageError, VideoError or MediumError."""
     kind = mimetypes.guess_type(str(path))[0] or ""
     clip = kind.startswith(("video/", "audio/")) or Path(path).suffix.lower() in (".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts")
-    return open_clip(path, limits) if clip else open_picture(path, limits)
+    return open_clip(path, limits, whole=whole) if clip else open_picture(path, limits)
 
 
 def open_picture(path: str | Path, limits: Limits | None = None) -> Medium:
@@ -134,9 +140,18 @@ def open_picture(path: str | Path, limits: Limits | None = None) -> Medium:
     return Medium((read_image(path, max_pixels=limits.pixels),), name=Path(path).name)
 
 
-def open_clip(path: str | Path, limits: Limits | None = None) -> Medium:
-    """The last OBSERVED frames of a video file at RATE Hz. Raises VideoError and MediumError."""
-    from pose_tools.video import observe, probe
+def frames_of_whole(config: HandVLMConfig) -> int | None:
+    """How many frames a model looks at that answers about a video as a whole (see `open_clip`); None for one that forecasts paths, which
+    go on from the video's end."""
+    if config.trajectory is not None or config.clip_settings is None:
+        return None
+    return config.clip_settings.frames or OBSERVED
+
+
+def open_clip(path: str | Path, limits: Limits | None = None, *, whole: int | None = None) -> Medium:
+    """The last OBSERVED frames of a video file at RATE Hz; with `whole` so many frames, spread evenly from its first to its last, those of
+    a shorter one several times. Raises VideoError and MediumError."""
+    from pose_tools.video import observe, probe, read_frames
 
     limits = limits or Limits()
     _check_size(path, limits)
@@ -144,11 +159,15 @@ def open_clip(path: str | Path, limits: Limits | None = None) -> Medium:
         info = probe(path)
         if info.duration > limits.seconds:
             raise MediumError(f"{Path(path).name}: {info.duration:.0f} seconds long; at most {limits.seconds:.0f} are taken, cut it first")
-        if info.width * info.height > limits.pixels:
+        most = limits.pixels * min(1.0, OBSERVED / (whole or OBSERVED))  # many frames are no more pixels than the usual ones
+        if info.width * info.height > most:
             raise MediumError(
-                f"{Path(path).name}: frames of {info.width}x{info.height}; at most {limits.pixels / 1e6:.0f} megapixels are taken, "
+                f"{Path(path).name}: frames of {info.width}x{info.height}; at most {most / 1e6:.2g} megapixels are taken, "
                 "make it smaller first"
             )
+    if whole is not None:
+        spread = read_frames(path, count=whole)
+        return Medium(spread.frames, tuple(float(time - spread.times[-1]) for time in spread.times), Path(path).name)
     frames, times, info = observe(path, count=OBSERVED, rate=RATE)
     return Medium(frames, tuple(float(time - times[-1]) for time in times), Path(path).name, info.notes)
 

@@ -18,7 +18,8 @@ UNSEEN = "a path, but of no hand that is seen; --tools off tells it without look
 
 
 def describe(answer: Answer, medium: Medium | None = None) -> str:
-    """An answer as one line for people; places in whole pixels. With `medium`, a path tells only of hands that are seen in it."""
+    """An answer as one line for people; places in whole pixels. With `medium`, a path tells only of hands that are seen in it, and a
+    moment is told in seconds from the first frame that was looked at."""
     if isinstance(answer, BoxAnswer):
         x1, y1, x2, y2 = (round(value) for value in answer.box.bbox_xyxy)
         return f"{answer.box.label or 'box'}: x {x1} to {x2}, y {y1} to {y2}"
@@ -30,7 +31,8 @@ def describe(answer: Answer, medium: Medium | None = None) -> str:
         hands = np.flatnonzero(there(answer, medium).any(1))
         return "; ".join(_path_words(answer, hand) for hand in map(int, hands)) or UNSEEN
     if isinstance(answer, TimeAnswer):
-        return f"at {100 * answer.fraction:.0f} % of the clip"
+        share = f"{100 * answer.fraction:.0f} % of the clip"
+        return f"at {answer.fraction * medium.seconds:.1f} s, {share}" if medium is not None and medium.is_clip else f"at {share}"
     return f"not understood: {answer.text!r} ({answer.reason})" if isinstance(answer, Unparsed) else f"asks for the tool {answer.name}"
 
 
@@ -54,7 +56,8 @@ def as_json(answer: Answer, medium: Medium | None = None) -> dict[str, Any]:
     if isinstance(answer, Unparsed):
         return {"type": "unparsed", "text": answer.text, "reason": answer.reason}
     if isinstance(answer, TimeAnswer):
-        return {"type": "time", "fraction": answer.fraction}
+        seconds = {} if medium is None or not medium.is_clip else {"seconds": answer.fraction * medium.seconds}
+        return {"type": "time", "fraction": answer.fraction} | seconds
     if isinstance(answer, ToolCallAnswer):
         return {"type": "tool_call", "name": answer.name, "arguments": answer.arguments}
     return {
@@ -81,7 +84,7 @@ def drawn(
             draw_paths(canvas, paths_of(answer, medium), truth=true_paths)
     for answer in answers:
         if not isinstance(answer, (BoxAnswer, TrajectoryAnswer)):
-            canvas.caption(describe(answer))
+            canvas.caption(describe(answer, medium))
     return canvas.array()
 
 

@@ -161,7 +161,7 @@ def test_a_question_about_a_clip_gives_a_path_and_a_clip_that_browsers_play(visi
 
     client = visitor()
     opened = show(client, clip(tmp_path / "mine.mp4"))
-    assert "last of 10 observed frames" in opened["note"]
+    assert "last of 10 frames that are looked at" in opened["note"]
     found = ask(client, "Where will it go?", futures=3)
     (answer,) = found["details"]["answers"]
     assert answer["type"] == "trajectory" and np.shape(answer["points"]) == (2, 4, 2) and np.shape(answer["samples"]) == (2, 2, 4, 2)

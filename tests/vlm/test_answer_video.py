@@ -9,14 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pose_tools.detect import HandDetection
 from pose_tools.render_path import CLIP_FPS
 from pose_tools.video import read_frames, write_video
 from tests.tiny import tiny_clips
+from vlm import HandVLMConfig
+from vlm.answers import TimeAnswer
 from vlm.commands import answer
 from vlm.commands.console import run
-from vlm.medium import Limits, Medium, MediumError, open_clip, open_medium
+from vlm.medium import Limits, Medium, MediumError, frames_of_whole, open_clip, open_medium
+from vlm.show import as_json, describe
 
 QUESTION = "Where will my left hand go?"
 
@@ -200,6 +204,33 @@ def sound(path: Path) -> None:
         frame.sample_rate, frame.time_base, frame.pts = 16000, Fraction(1, 16000), 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def test_a_whole_video_is_looked_at_from_end_to_end(tmp_path: Path) -> None:
+    whole = open_medium(clip(tmp_path / "a.mp4"), whole=3)
+    last = open_clip(tmp_path / "a.mp4")
+    assert np.array_equal(whole.last, last.last) and len(whole.frames) == 3 and whole.seconds > last.seconds
+    assert whole.times == pytest.approx((-whole.seconds, -whole.seconds / 2, 0), abs=0.2)
+    many = open_clip(tmp_path / "a.mp4", whole=100)  # more than there are
+    assert len(many.part["video"]) == len(many.part["times"]) == 100 and many.rate > whole.rate and many.seconds == whole.seconds
+    assert describe(TimeAnswer(1 / 3), many) == f"at {many.seconds / 3:.1f} s, 33 % of the clip"
+    assert as_json(TimeAnswer(0.5), many)["seconds"] == many.seconds / 2
+    with pytest.raises(MediumError, match="at most 0.0005 megapixels"):
+        open_clip(tmp_path / "a.mp4", Limits(pixels=5000), whole=100)
+
+
+def test_what_forecasts_looks_at_the_end_and_what_does_not_at_all_of_it(model: Path, hands: list[str], tmp_path: Path, capsys) -> None:
+    config = HandVLMConfig.from_pretrained(model)
+    assert frames_of_whole(config) is None
+    config.trajectory = config.trajectory_token_id = None
+    config.clip = config.clip | {"frames": 100}
+    assert frames_of_whole(config) == 100
+    command = ["--model", str(model), "--ask", "Where will my left hand go?", "--json", str(tmp_path / "a.json")]
+    assert run(answer.main, ["--video", str(clip(tmp_path / "a.mp4")), *command, "--whole"]) == 0
+    times = json.loads((tmp_path / "a.json").read_text())["times"]
+    assert len(times) == 10 and times[0] == pytest.approx(-open_clip(tmp_path / "a.mp4", whole=2).seconds)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert run(answer.main, ["--image", str(tmp_path / "a.png"), *command, "--whole"]) == 1 and "give --video" in capsys.readouterr().err
 
 
 def test_a_medium_is_what_was_in_the_file(tmp_path: Path) -> None:

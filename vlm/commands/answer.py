@@ -19,7 +19,7 @@ from pose_tools.render_path import CLIP_FPS
 from vlm.agent import Turn
 from vlm.commands.console import DEFAULT_MODEL, CommandError
 from vlm.commands.loading import add_load_in, load_model
-from vlm.medium import Medium, open_clip, open_picture
+from vlm.medium import OBSERVED, Medium, frames_of_whole, open_clip, open_picture
 from vlm.medium_question import MOST_FUTURES, ask
 from vlm.show import as_json, describe, drawn, drawn_clip
 
@@ -31,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     medium = result.add_mutually_exclusive_group(required=True)
     medium.add_argument("--image", type=Path, help="a photograph: JPEG, PNG, WebP …")
     medium.add_argument("--video", type=Path, help="a clip: MP4, MOV, MKV, WebM …; its last 2.5 seconds are looked at")
+    words = "look at frames of the whole video, not at its end: for questions about when something happens. LITA's models always do"
+    result.add_argument("--whole", action="store_true", help=words)
     words = "the question, such as 'what am I holding in my right hand?'; again for one that follows, with the answers so far in mind"
     result.add_argument("--ask", action="append", default=[], help=words)
     result.add_argument("--chat", action="store_true", help="read further questions from the terminal, until an empty line")
@@ -53,11 +55,16 @@ def main(arguments: Sequence[str]) -> int:
         raise CommandError("nothing is asked: give --ask 'where is my left hand?', or --chat")
     if not 1 <= options.futures <= MOST_FUTURES:
         raise CommandError(f"--futures is {options.futures}, expected 1 to {MOST_FUTURES}")
+    if options.whole and not options.video:
+        raise CommandError("--whole is about a clip: give --video")
     _check_kind(options)
     _check_drawing(options)
     medium = open_clip(options.video) if options.video else open_picture(options.image)
-    medium = replace(medium, look=options.tools == "on")
     model, processor = load_model(options.model, device=options.device, load_in=options.load_in)
+    whole = frames_of_whole(model.config) or (OBSERVED if options.whole else None)
+    if options.video and whole:
+        medium = open_clip(options.video, whole=whole)
+    medium = replace(medium, look=options.tools == "on")
     torch.manual_seed(options.seed % 2**63)
     if options.chat or len(options.ask) > 1:
         from vlm.commands.chat import converse

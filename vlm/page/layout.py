@@ -20,7 +20,7 @@ from pose_tools.user_error import UserError
 from pose_tools.video import write_video
 from vlm.answers import Answer
 from vlm.examples import Example
-from vlm.medium import Limits, Medium, open_medium
+from vlm.medium import Limits, Medium, frames_of_whole, open_medium
 from vlm.medium_question import MOST_FUTURES
 from vlm.page import view
 from vlm.page.conversation import Reply, Session, Settings, reply
@@ -89,7 +89,7 @@ class Page:
         if not path:
             return _keeping(session, "")
         try:
-            return self._opened(open_medium(path, LIMITS))
+            return self._opened(open_medium(path, LIMITS, whole=frames_of_whole(self.model.model.config)))
         except Exception as error:
             words = _one_sentence(error).replace(str(path), Path(path).name)  # where an upload lies says nothing to a visitor
             return _keeping(session, f"⚠️ {words}")
@@ -141,7 +141,7 @@ class Page:
         """Outputs for a new medium: session, stage, clip, chat, details, file field, note, suggested questions."""
         picture, clip = self._drawn(medium, [])
         width, height = medium.size
-        what = f"last of {len(medium.frames)} observed frames" if medium.is_clip else "picture"
+        what = f"last of {len(medium.frames)} frames that are looked at" if medium.is_clip else "picture"
         note = " · ".join([medium.name, f"{what}, {width} × {height} pixels", *medium.notes])
         player = gr.update(value=clip, visible=True) if medium.is_clip else gr.update(value=None, visible=False)
         return (Session(medium), picture, player, [], None, None, note, *view.suggestions(medium))
