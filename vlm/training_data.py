@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +20,15 @@ from torch.utils.data import Dataset
 from data.groups import CLIP_KINDS, Groups, open_groups, picture_of
 from data.mixture import Mixture
 from data.sample import Sample, SampleError
+from pose_tools.image_io import ImageError
+from pose_tools.video import VideoError
 from vlm.answers import write
 from vlm.packing import IGNORED, Row
 from vlm.path_noise import SEED
 from vlm.settings import SettingsError
 from vlm.templates import template_words
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,10 +83,19 @@ class DataSettings:
             raise ValueError(f"pose_dropout is {self.pose_dropout}, expected 0 to 1")
 
 
+UNREADABLE = 0.01
+"""Largest share of a data set's pictures and videos that may turn out to be unreadable; another is taken in the place of each."""
+
+
+class UnreadableError(SampleError):
+    """A picture or video that cannot be read."""
+
+
 class TrainingRows(Dataset):
     """Packed rows for `processor.collate_packed`; `rows[i]` for 0 ≤ i < length. Without a processor there is `draw` only.
 
-    Raises SettingsError, DatasetError or MixtureError when it is made, SampleError with the sample's name when a row is read.
+    Raises SettingsError, DatasetError or MixtureError when it is made, SampleError with the sample's name when a row is read. In the place
+    of a picture or video that cannot be read the next one is taken, with a warning, unless more than UNREADABLE of them are such.
     """
 
     def __init__(self, settings: DataSettings, processor: Any, *, seed: int, length: int) -> None:
@@ -92,25 +106,45 @@ class TrainingRows(Dataset):
         weights = {name: d.weight for name, d in self.datasets.items() if d.weight is not None}
         self.mixture = Mixture(sizes, weights or None, seed=seed)
         self.detections = self._read_detections()
+        self.unreadable: dict[str, set[str]] = {name: set() for name in self.groups}
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, position: int) -> Row:
-        samples, name, generator = self.draw(position)
-        return self.pack(samples, name, generator) | {SEED: (self.seed, position)}
+        for samples, name, generator in self._candidates(position):
+            try:
+                return self.pack(samples, name, generator) | {SEED: (self.seed, position)}
+            except UnreadableError as error:
+                self._note_unreadable(name, samples[0].id, error)
+        raise AssertionError("more than UNREADABLE of a data set has been refused before")
 
     def draw(self, position: int) -> tuple[list[Sample], str, np.random.Generator]:
         """The samples of row `position`, their data set, and the generator for the row's further choices."""
+        return next(self._candidates(position))
+
+    def _candidates(self, position: int) -> Iterator[tuple[list[Sample], str, np.random.Generator]]:
+        """The samples of the drawn picture, then of those behind it: one may have none of the kinds asked for, or be unreadable."""
         draw = self.mixture[position]
         groups, dataset = self.groups[draw.name], self.datasets[draw.name]
-        for step in range(len(groups)):  # a picture may have no sample of the kinds asked for: take the next one
+        found = False
+        for step in range(len(groups)):
             index = (draw.index + step) % len(groups)
             samples = groups.read(index, draw.epoch)
             if samples:
+                found = True
                 generator = np.random.default_rng([self.seed, _number(draw.name), index, draw.epoch])
-                return _choose(samples, dataset.questions, generator), draw.name, generator
-        raise SettingsError(f"data set {draw.name!r} ({dataset.path}) has no sample of kinds {dataset.kinds} in {len(groups)} pictures")
+                yield _choose(samples, dataset.questions, generator), draw.name, generator
+        if not found:
+            raise SettingsError(f"data set {draw.name!r} ({dataset.path}) has no sample of kinds {dataset.kinds} in {len(groups)} pictures")
+
+    def _note_unreadable(self, name: str, sample: str, error: UnreadableError) -> None:
+        known, total = self.unreadable[name], len(self.groups[name])
+        if sample not in known:
+            known.add(sample)
+            if len(known) > UNREADABLE * total:
+                raise UnreadableError(f"{error} ({len(known)} of the {total} pictures and videos of {name!r} could not be read so far)")
+            logger.warning("%s; another is taken in its place", error)
 
     def pack(self, samples: Sequence[Sample], name: str, generator: np.random.Generator) -> Row:
         """Samples about one picture → a packed row."""
@@ -133,16 +167,17 @@ class TrainingRows(Dataset):
     def _pack(self, samples: Sequence[Sample], conversations: list[list[dict[str, Any]]], tools: Any) -> Row:
         try:
             return self.processor.pack(conversations, tools=tools)
-        except (SampleError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             guilty = self._guilty(samples, conversations, tools)
-            raise SampleError(f"{guilty}: {error}") from error
+            unreadable = isinstance(error, (OSError, ImageError, VideoError))
+            raise (UnreadableError if unreadable else SampleError)(f"{guilty}: {error}") from error
 
     def _guilty(self, samples: Sequence[Sample], conversations: list[list[dict[str, Any]]], tools: Any) -> str:
         """Which of a row's samples cannot be packed even alone; all of them when each can."""
         for sample, messages in zip(samples, conversations, strict=True):
             try:
                 self.processor.pack([messages], tools=tools)
-            except (SampleError, OSError, ValueError):
+            except (OSError, ValueError):
                 return f"sample {sample.id!r} ({sample.source.dataset})"
         return "samples " + ", ".join(repr(sample.id) for sample in samples)
 

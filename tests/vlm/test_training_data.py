@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.detections import cache_file, cached_detections
 from data.groups import DatasetError, JsonLines, open_groups, picture_of
@@ -102,6 +104,31 @@ def test_every_data_set_of_a_mixture_is_looked_at_by_its_detector(processor, det
     kinds = [DatasetSettings(kind, str(world)) for kind in ("tool_dialogues", "trusted_detections")]
     TrainingRows(DataSettings(kinds, detector=str(detector)), processor, seed=0, length=4)
     assert [file.name for file in world.glob("detections-*.npz")] == [cache_file(world, "detections", detector, THRESHOLDS["small"]).name]
+
+
+def test_another_picture_is_taken_for_one_in_a_hundred_that_cannot_be_read(processor, tmp_path, caplog) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhere is my left hand?"}, {"from": "gpt", "value": "none"}]
+    for number in range(100):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "set.json").write_text(json.dumps([{"image": f"{number}.png", "conversations": turns} for number in range(100)]))
+    dataset = DatasetSettings("lita", str(tmp_path / "set.json"), options={"task": "imgqa", "media": str(tmp_path)})
+
+    def opened() -> TrainingRows:
+        return TrainingRows(DataSettings([dataset]), processor, seed=0, length=100)
+
+    def pictures(found: TrainingRows) -> list[np.ndarray]:
+        return [found[position]["encoded"].pixels.pictures[0].numpy() for position in range(100)]
+
+    order = [opened().mixture[position].index for position in range(100)]
+    before = pictures(opened())
+    (tmp_path / f"{order[3]}.png").write_bytes(b"no picture")
+    after = pictures(opened())
+    behind = order.index((order[3] + 1) % 100)
+    assert np.array_equal(after[3], before[behind]) and "another is taken in its place" in caplog.text
+    assert all(np.array_equal(a, b) for position, (a, b) in enumerate(zip(after, before)) if position != 3)
+    (tmp_path / f"{order[5]}.png").write_bytes(b"no picture")
+    with pytest.raises(SampleError, match=f"{order[5]}.png.*2 of the 100 pictures and videos"):
+        pictures(opened())
 
 
 def test_a_bad_sample_is_named(world, processor) -> None:
