@@ -163,18 +163,22 @@ def _tool_dialogues(path: Path, *, seed: int, split: str, kinds: list[str] | Non
 
 
 def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
-    from data.hoi_qa import HOIQAError, read_hoi_qa
+    from data.hoi_qa import HOIQAError, HOIQASet
 
-    _check_options(path, options, read_hoi_qa)
-    by_picture: dict[str, list[Sample]] = {}
+    _check_options(path, options, HOIQASet)
     try:
-        for sample in read_hoi_qa(path, **options):
-            if kinds is None or sample.targets.get("kind") in kinds:
-                by_picture.setdefault(str(picture_of(sample)), []).append(sample)
+        records = HOIQASet(path, kinds=kinds, **options)
     except HOIQAError as error:
         raise DatasetError(str(error)) from error
-    groups, pictures = list(by_picture.values())[:limit], [Path(name) for name in by_picture][:limit]
-    return Groups(len(groups), lambda index, epoch: groups[index], lambda: pictures)
+
+    def read(index: int, epoch: int) -> list[Sample]:
+        try:
+            return records.about(index)
+        except HOIQAError as error:
+            raise DatasetError(str(error)) from error
+
+    pictures = records.pictures[:limit]
+    return Groups(len(pictures), read, lambda: [Path(picture) for picture in pictures])
 
 
 def _clip_trajectory(

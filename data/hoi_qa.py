@@ -10,36 +10,33 @@ box is yielded in pixels of the frame as stored.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
+from data.hoi_qa_records import Frames, HOIQAError, read_json, read_record, scan
 from data.sample import Sample, Source, assistant, text, user
 from pose_tools.grounding import DialectName, find_boxes
-from pose_tools.user_error import UserError
 
+__all__ = ["HOIQAError", "HOIQASet", "read_hoi_qa", "read_json", "summarise"]
 logger = logging.getLogger(__name__)
 
 NOMINAL_FRAMES = {"EPIC-KITCHENS": (1920, 1080), "Ego4D": (1440, 1080)}
 DIALECT: DialectName = "minigpt"
-EPIC_FRAMES = "EPIC_Kitchens/frames"
-"""Under the frames' folder; the published EPIC training file's pictures start from there, those of the other files one folder higher."""
 _TAG = re.compile(r"\[(\w+)\]")
 _PIXEL_BOX = re.compile(r"\{<(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)>\}")
 _LABEL = re.compile(r"<p>([^<>]*)</p>\s*\Z")
-
-
-class HOIQAError(UserError):
-    """A HOI-QA file or record that cannot be used; the message names it and the remedy."""
 
 
 def read_hoi_qa(path: str | Path, *, frames: str | Path | None = None, max_missing: float = 0.01) -> Iterator[Sample]:
@@ -57,22 +54,93 @@ def read_hoi_qa(path: str | Path, *, frames: str | Path | None = None, max_missi
     Raises HOIQAError for a file that is none of the three kinds, a broken record, a path that leaves `frames`, a frame of
     neither nominal shape, and when too many frames are missing.
     """
-    path = Path(path)
-    root = (Path(frames) if frames is not None else path.resolve().parent.parent).resolve()
-    content = read_json(path)
-    convert, rows = _kind_of(path, content)
-    total = missing = 0
-    for key, row in rows:
-        total += 1
-        where = f"{path.name}, record {key!r}"
-        frame = _frame(root, row, where)
-        if not frame.is_file():
-            missing += 1
-            _complain(missing, total, len(content), max_missing, frame, where)
-            continue
-        yield from convert(key, row, frame, where)
-    if missing:
-        logger.warning("%s: %d of %d records left out because their frames are not under %s", path.name, missing, total, root)
+    yield from HOIQASet(path, frames=frames, max_missing=max_missing).in_order()
+
+
+class HOIQASet:
+    """The records of one HOI-QA json file by the pictures they ask about. Keeps where in the file a record stands and which picture it
+    names; what it asks is made when it is read, and no picture is opened before.
+
+    Args:
+        path, frames, max_missing: as for `read_hoi_qa`.
+        kinds: what asks for none of these kinds is left out; None leaves in all.
+
+    `pictures` are the paths asked about, in the order in which they first come up. Raises HOIQAError as `read_hoi_qa` does; what is wrong
+    with a box or with a picture itself is told when it is read.
+    """
+
+    def __init__(
+        self, path: str | Path, *, frames: str | Path | None = None, max_missing: float = 0.01, kinds: Sequence[str] | None = None
+    ) -> None:
+        self.path, self.kinds = Path(path), kinds
+        self._starts, self._ends, pictures = array("q"), array("q"), array("q")
+        self._rows: dict[int, tuple[Any, Any]] = {}
+        """The records that have no place in the file."""
+        found, known = Frames(_root(self.path, frames)), dict[str, int]()
+        missing = array("q")
+        for number, (key, row, start, end) in enumerate(scan(self.path)):
+            if number == 0:
+                self._form = _form_of(self.path, row)
+            where = self._where(key, row)
+            frame, there = found.of(row, where)
+            if not there:
+                missing.append(number)
+            kinds_asked = self._form.kinds(row, where) if there else ()
+            asked = there if kinds is None else not set(kinds).isdisjoint(kinds_asked)
+            pictures.append(known.setdefault(frame, len(known)) if asked else -1)
+            self._starts.append(start)
+            self._ends.append(end)
+            if start < 0:
+                self._rows[number] = key, row
+        self.pictures = list(known)
+        self._picture = np.asarray(pictures)
+        self._order = np.argsort(self._picture, kind="stable")
+        self._bounds = np.searchsorted(self._picture[self._order], np.arange(len(known) + 1))
+        self._report(missing, found, max_missing)
+
+    def about(self, picture: int) -> list[Sample]:
+        """The samples about one of `pictures`, in the order of the file."""
+        return list(self._read(self._order[self._bounds[picture] : self._bounds[picture + 1]]))
+
+    def in_order(self) -> Iterator[Sample]:
+        """All samples, in the order of the file."""
+        return self._read(np.flatnonzero(self._picture >= 0))
+
+    def _read(self, numbers: Iterable[int]) -> Iterator[Sample]:
+        for number in map(int, numbers):
+            key, row = self._row(number)
+            frame = Path(self.pictures[self._picture[number]])
+            for sample in self._form.convert(self._key(key, row), row, frame, self._where(key, row)):
+                if self.kinds is None or sample.targets["kind"] in self.kinds:
+                    yield sample
+
+    def _row(self, number: int) -> tuple[Any, Any]:
+        """A record, and its key or number."""
+        if number in self._rows:
+            return self._rows[number]
+        return number, read_record(self.path, self._starts[number], self._ends[number])
+
+    def _key(self, key: Any, row: Any) -> Any:
+        return row.get("id", key) if self._form.has_ids and isinstance(row, dict) else key
+
+    def _where(self, key: Any, row: Any) -> str:
+        return f"{self.path.name}, record {self._key(key, row)!r}"
+
+    def _report(self, missing: Sequence[int], found: Frames, share: float) -> None:
+        """Says how many frames are missing. HOIQAError for the first one that is too many."""
+        total = len(self._picture)
+        if len(missing) > max(share * total, 0):
+            allowed = int(max(share * total, 0))
+            key, row = self._row(missing[allowed])
+            frame, _ = found.of(row, where := self._where(key, row))
+            raise HOIQAError(
+                f"{where}: {frame} is missing, the {allowed + 1}. of {missing[allowed] + 1} records so far "
+                f"(at most {share:.0%} of {total} may be); give the folder that the paths start from as frames=…"
+            )
+        if missing:
+            logger.warning(
+                "%s: %d of %d records left out because their frames are not under %s", self.path.name, len(missing), total, found.root
+            )
 
 
 @dataclass(frozen=True)
@@ -92,89 +160,78 @@ def summarise(path: str | Path, *, frames: str | Path | None = None) -> Summary:
 
     A box of a referral test file counts as its two questions. Raises HOIQAError as `read_hoi_qa` does, but not for missing frames.
     """
-    path = Path(path)
-    root = (Path(frames) if frames is not None else path.resolve().parent.parent).resolve()
-    convert, rows = _kind_of(path, read_json(path))
+    path, form = Path(path), None
+    found = Frames(_root(path, frames))
     questions: Counter[str] = Counter()
-    pictures: set[Path] = set()
-    for key, row in rows:
-        pictures.add(_frame(root, row, f"{path.name}, record {key!r}"))
-        if convert is _referral:
+    pictures: dict[str, bool] = {}
+    records = 0
+    for key, row, _, _ in scan(path):
+        form = form or _form_of(path, row)
+        key = row.get("id", key) if form.has_ids and isinstance(row, dict) else key
+        frame, there = found.of(row, f"{path.name}, record {key!r}")
+        pictures[frame] = there
+        records += 1
+        if form.convert is _referral:
             questions.update(("refer", "identify"))
             continue
-        asked = [turn["value"] for turn in row["conversations"][::2]] if convert is _conversation else [row["question"]]
+        asked = [turn["value"] for turn in row["conversations"][::2]] if form.convert is _conversation else [row["question"]]
         tags = (_TAG.match(question.replace("<image>", "").strip()) for question in asked)
         questions.update(tag.group(1) if tag else "untagged" for tag in tags)
-    missing = tuple(sorted(str(picture.relative_to(root)) for picture in pictures if not picture.is_file()))
-    return Summary(len(rows), dict(questions), len({picture.parent for picture in pictures}), len(pictures), missing)
+    missing = tuple(sorted(os.path.relpath(picture, found.root) for picture, there in pictures.items() if not there))
+    return Summary(records, dict(questions), len({os.path.dirname(picture) for picture in pictures}), len(pictures), missing)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a json file. Raises HOIQAError for a missing or broken one, and for a pickle, which is never read."""
-    if path.suffix in (".pkl", ".pickle"):
-        raise HOIQAError(f"{path}: a pickle can run code when it is read; write the list as json first (json.dump of the same list)")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HOIQAError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise HOIQAError(f"{path}: not whole json ({error}); fetch or write the file again") from None
+def _root(path: Path, frames: str | Path | None) -> Path:
+    return Path(frames) if frames is not None else path.resolve().parent.parent
 
 
-def _kind_of(path: Path, content: Any):
-    """The converter of a file and its (key, row) pairs, told by what the first record holds."""
-    rows = list(content.items()) if isinstance(content, dict) else list(enumerate(content)) if isinstance(content, list) else []
-    if not rows or not isinstance(rows[0][1], dict):
-        raise HOIQAError(f"{path}: expected a json list or object of records, got {type(content).__name__} without any")
-    first = rows[0][1]
+class _Form(NamedTuple):
+    """What records of one of the three files are: their samples, the kinds of these (HOIQAError for a record of another form), and
+    whether they may have an "id"."""
+
+    convert: Callable[[Any, dict[str, Any], Path, str], Iterator[Sample]]
+    kinds: Callable[[dict[str, Any], str], tuple[str, ...]]
+    has_ids: bool
+
+
+def _form_of(path: Path, first: dict[str, Any]) -> _Form:
+    """The form of a file, told by what its first record holds."""
     if "conversations" in first:
-        return _conversation, [(row.get("id", number), row) for number, row in rows]
+        return _Form(_conversation, lambda row, where: (_kind(_turns(row, where)),), True)
     if {"noun", "bbox"} <= set(first):
-        return _referral, rows
+        return _Form(_referral, _referral_kinds, False)
     if {"question", "answer"} <= set(first):
-        return _interaction, [(row.get("id", number), row) for number, row in rows]
+        return _Form(_interaction, _interaction_kinds, True)
     raise HOIQAError(f"{path}: the first record has {sorted(first)}; expected conversations, or noun and bbox, or question and answer")
 
 
-def _frame(root: Path, row: Any, where: str) -> Path:
-    """The picture of a record: `image_path` as it is, or EPIC's training `image`, which lacks its ending and may lack `EPIC_FRAMES`."""
-    name = row.get("image_path") if isinstance(row, dict) else None
-    if name is None and isinstance(row, dict) and isinstance(row.get("image"), str):
-        name = row["image"] if row["image"].endswith(".jpg") else f"{row['image']}.jpg"
-        if not (root / name).is_file() and (root / EPIC_FRAMES / name).is_file():
-            name = f"{EPIC_FRAMES}/{name}"
-    if not isinstance(name, str):
-        raise HOIQAError(f"{where}: neither 'image' nor 'image_path' holds a path")
-    frame = (root / name).resolve()
-    if not frame.is_relative_to(root):
-        raise HOIQAError(f"{where}: the path {name!r} leaves the frames' folder {root}")
-    return frame
-
-
-def _complain(missing: int, total: int, records: int, share: float, frame: Path, where: str) -> None:
-    if missing > max(share * records, 0):
-        raise HOIQAError(
-            f"{where}: {frame} is missing, the {missing}. of {total} records so far (at most {share:.0%} of {records} may be); "
-            "give the folder that the paths start from as frames=…"
-        )
-
-
-def _conversation(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
+def _turns(row: dict[str, Any], where: str) -> list[str]:
+    """Questions and answers of a conversation in turn, the first without its picture's mark."""
     listed = row.get("conversations")
     turns = [turn["value"] for turn in listed or () if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
     if not isinstance(listed, list) or not turns or len(turns) % 2 or len(turns) < len(listed):
         raise HOIQAError(f"{where}: conversations holds {len(turns)} texts; expected pairs of {{'value': text}}, question and answer")
+    turns[0] = turns[0].replace("<image>", "").replace("\n", "").strip()
+    return turns
+
+
+def _kind(turns: Sequence[str]) -> str:
+    """The tag of a conversation's last question: an evaluator scores the last answer."""
+    tag = _TAG.match(turns[-2])
+    return tag.group(1) if tag else "conversation"
+
+
+def _conversation(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
+    turns = _turns(row, where)
     size = _frame_size(frame)
     messages: list[dict[str, Any]] = []
     for number in range(0, len(turns), 2):
-        question = turns[number] if number else turns[number].replace("<image>", "").replace("\n", "").strip()
         picture = [{"type": "image", "image": str(frame)}] if number == 0 else []
-        messages += [user(*picture, question), assistant(*answer_parts(turns[number + 1], size))]
-    # an evaluator scores the last answer
-    tag, answer = _TAG.match(messages[-2]["content"][-1]["text"]), messages[-1]["content"]
+        messages += [user(*picture, turns[number]), assistant(*answer_parts(turns[number + 1], size))]
+    answer = messages[-1]["content"]
     found = [part for part in answer if part["type"] == "box"]
     targets = {
-        "kind": tag.group(1) if tag else "conversation", "boxes": [part["bbox_xyxy"] for part in found],
+        "kind": _kind(turns), "boxes": [part["bbox_xyxy"] for part in found],
         "labels": [part["label"] for part in found if "label" in part],
         "text": turns[-1] if len(found) < len(answer) else None, "side": None,
     }  # fmt: skip
@@ -215,10 +272,14 @@ def _words(between: str) -> tuple[list[dict[str, Any]], str]:
     return [{**text(words), "gap": before}], behind
 
 
+def _referral_kinds(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    if not isinstance(row.get("noun"), str):
+        raise HOIQAError(f"{where}: noun is {row.get('noun')!r}, expected text")
+    return "refer", "identify"
+
+
 def _referral(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
-    size, noun = _frame_size(frame), row.get("noun")
-    if not isinstance(noun, str):
-        raise HOIQAError(f"{where}: noun is {noun!r}, expected text")
+    size, noun = _frame_size(frame), row["noun"]
     nominal = _nominal(frame, where)
     box = _scaled(row.get("bbox"), nominal, size, where)
     picture = {"type": "image", "image": str(frame)}
@@ -238,10 +299,15 @@ def _referral(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterato
         yield Sample(f"{key}/{kind}", [user(picture, question), assistant(*answers[kind])], _source(frame), targets)
 
 
-def _interaction(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
+def _interaction_kinds(row: dict[str, Any], where: str) -> tuple[str, ...]:
     question, answer = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not isinstance(answer, (str, list)):
         raise HOIQAError(f"{where}: expected a question and an answer (text or four numbers), got {question!r} and {answer!r}")
+    return ("interaction",)
+
+
+def _interaction(key: Any, row: dict[str, Any], frame: Path, where: str) -> Iterator[Sample]:
+    question, answer = row["question"], row["answer"]
     size = _frame_size(frame)
     found = [answer] if isinstance(answer, list) else [list(map(float, match)) for match in _PIXEL_BOX.findall(answer)]
     nominal = _nominal(frame, where) if found else (1, 1)
