@@ -4,6 +4,10 @@
 
 World → camera: X_c = R X_w + t with one [R | t] per frame and camera, millimetres. 42 joints, right hand first, each finger from tip to
 base and the wrist last. A sample is a hand with a box.
+
+The test parts are those of two challenges, without joints. ICCV'23's files have names of their own
+(assemblyhands_test_ego_data_iccv23.json); ECCV'24's lie in test-eccv2024/, where the joints are all one point, the extrinsics mean nothing
+and the pictures are said to lie in test_HANDS2024/.
 """
 
 from __future__ import annotations
@@ -21,6 +25,10 @@ from pose_tools.types import HandSample, Side
 FIRST_JOINT: dict[Side, int] = {"right": 0, "left": 21}
 ORDER = "assemblyhands_right"
 VERSION = "v1-1"
+ECCV24, ECCV24_INSIDE = "test-eccv2024", "test_HANDS2024"
+"""The second challenge's folders as they are downloaded, and as they are called inside."""
+TEST_FOLDERS = ("test", ECCV24, ECCV24_INSIDE, f"{ECCV24}/{ECCV24_INSIDE}")
+"""Where a test part's annotations may lie."""
 FEWEST = 10
 """Hands with fewer valid joints are left out, as the official reader does."""
 
@@ -28,22 +36,25 @@ FEWEST = 10
 class AssemblyHands(HandSet):
     """The hands of one split, in the order of its file, left before right.
 
-    The test part has no joints: `joints_3d` is None there.
+    The test part has no joints: `joints_3d` is None there. Where there are several, `part` names its folder of annotations/.
 
     Raises HandDataError.
     """
 
     kind = "assembly_hands"
 
-    def __init__(self, folder: str | Path, split: str) -> None:
+    def __init__(self, folder: str | Path, split: str, *, part: str | None = None) -> None:
         self.folder, self.split = Path(folder), split
         self.annotations = self.folder / "annotations" / split
+        if split == "test":
+            places = [self.folder / "annotations" / name for name in ((part,) if part else TEST_FOLDERS)]
+            self.annotations = next((place for place in places if any(place.glob("assemblyhands_test_ego_data*.json"))), places[0])
         hint = "unpack AssemblyHands there, or write a synthetic folder with make_synthetic.py assembly-hands"
-        data, calibration = (self._read(f"ego_{part}", hint) for part in ("data", "calib"))
-        unknown = split == "test" and not self._path("joint_3d").is_file()
+        data, calibration = self._read("ego_data", hint), self._read("ego_calib", hint)
         try:
             self._calibration = calibration["calibration"]
-            self._joints = None if unknown else self._read("joint_3d", hint)["annotations"]
+            self._joints = self._truth(hint)
+            unknown = self._joints is None
             self._images = {image["id"]: image for image in data["images"]}
             self._hands: list[tuple[dict[str, Any], Side]] = [
                 (record, side)
@@ -55,10 +66,24 @@ class AssemblyHands(HandSet):
             raise HandDataError(f"{self.annotations}: not AssemblyHands' annotations {VERSION} ({error})") from None
 
     def _path(self, part: str) -> Path:
-        return self.annotations / f"assemblyhands_{self.split}_{part}_{VERSION}.json"
+        name = f"assemblyhands_{self.split}_{part}"
+        path = self.annotations / f"{name}_{VERSION}.json"
+        if self.split != "test" or path.is_file():
+            return path
+        others = [other for other in self.annotations.glob(f"{name}[-_]*.json") if "_pred" not in other.stem]  # no template of answers
+        return max(others, key=lambda other: other.stem, default=path)
 
     def _read(self, part: str, hint: str) -> Any:
         return read_json(self._path(part), hint)
+
+    def _truth(self, hint: str) -> dict[str, Any] | None:
+        """The joints by sequence and frame, None where the test part keeps them back."""
+        if self.split == "test" and not self._path("joint_3d").is_file():
+            return None
+        joints = self._read("joint_3d", hint)["annotations"]
+        what = f"{self._path('joint_3d')}: world_coord"
+        hands = (numbers(frame["world_coord"], (42, 3), what) for frames in joints.values() for frame in frames.values())
+        return joints if self.split != "test" or any((hand != hand[0]).any() for hand in hands) else None
 
     def __len__(self) -> int:
         return len(self._hands)
@@ -68,16 +93,20 @@ class AssemblyHands(HandSet):
         return str(self._image(index)["seq_name"])
 
     def picture(self, index: int) -> Path:
-        return self.folder / "images" / self._image(index)["file_name"]
+        name = self._image(index)["file_name"]
+        path = self.folder / "images" / name
+        downloaded = self.folder / "images" / name.replace(f"/{ECCV24_INSIDE}/", f"/{ECCV24}/")
+        return downloaded if not path.is_file() and downloaded.is_file() else path
 
     def label(self, index: int) -> HandSample:
         record, side = self._hands[self.place(index)]
         image = self._image(index)
         what = f"{self.annotations}, picture {image['file_name']}"
-        intrinsics, extrinsics = self._camera(image, what)
+        intrinsics = self._intrinsics(image, what)
         joints = joints_2d = None
         valid = np.zeros(21, dtype=bool)
         if self._joints is not None:
+            extrinsics = self._extrinsics(image, what)
             world = self._world(image, what)[FIRST_JOINT[side] : FIRST_JOINT[side] + 21]
             joints = convert((world @ extrinsics[:, :3].T + extrinsics[:, 3]) / 1000, ORDER, "freihand")
             joints_2d = project(joints, intrinsics)
@@ -101,15 +130,24 @@ class AssemblyHands(HandSet):
             raise HandDataError(f"{self._path('ego_data')}: an annotation names picture {record['image_id']}, which is not listed")
         return image
 
-    def _camera(self, image: dict[str, Any], what: str) -> tuple[np.ndarray, np.ndarray]:
-        """Intrinsics (3, 3) and [R | t] (3, 4), millimetres."""
-        name, frame = f"{image['camera']}_mono10bit", f"{int(image['frame_idx']):06d}"
-        sequence = self._calibration.get(str(image["seq_name"]), {})
+    def _intrinsics(self, image: dict[str, Any], what: str) -> np.ndarray:
+        return numbers(self._camera(image, what, "intrinsics"), (3, 3), f"{what}: intrinsics")
+
+    def _extrinsics(self, image: dict[str, Any], what: str) -> np.ndarray:
+        """[R | t] (3, 4), millimetres."""
+        return numbers(self._camera(image, what, "extrinsics", f"{int(image['frame_idx']):06d}"), (3, 4), f"{what}: extrinsics")
+
+    def _camera(self, image: dict[str, Any], what: str, *keys: str) -> Any:
+        """What the calibration says under `keys` of the camera that took a picture."""
+        name = f"{image['camera']}_mono10bit"
         try:
-            intrinsics, extrinsics = sequence["intrinsics"][name], sequence["extrinsics"][frame][name]
+            found = self._calibration[str(image["seq_name"])]
+            for key in (*keys, name):
+                found = found[key]
         except (KeyError, TypeError):
+            frame = f"{int(image['frame_idx']):06d}"
             raise HandDataError(f"{what}: {self._path('ego_calib').name} has no camera {name} for frame {frame}") from None
-        return numbers(intrinsics, (3, 3), f"{what}: intrinsics"), numbers(extrinsics, (3, 4), f"{what}: extrinsics")
+        return found
 
     def _world(self, image: dict[str, Any], what: str) -> np.ndarray:
         frame = f"{int(image['frame_idx']):06d}"
