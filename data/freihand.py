@@ -3,7 +3,8 @@
     training/rgb/%08d.jpg  training/mask/%08d.jpg  training_{K,scale,xyz,verts,mano}.json      evaluation/… likewise
 
 FreiHAND_pub_v2.zip holds all of it but evaluation_{xyz,verts,mano}.json; these are in FreiHAND_pub_v2_eval.zip, unpacked into the same
-folder or into one beside it of the same name with _eval behind.
+folder or into one beside it of the same name with _eval behind. Without them the evaluation set has no labels, and a box that is that of
+the training hands, in the middle.
 
 The pictures of the training set come in blocks, one per colour version of the same N annotations: image i carries annotation
 i mod N (masks exist for the first block only and hold for all). The stored pose is relative to MANO's mean pose; its
@@ -12,18 +13,22 @@ translation is what moves the model's joint 9 (FreiHAND order) onto the stored o
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from data.hand_samples import NO_PICTURE, HandDataError, HandSet, box_of, check_parameters, read_json
+from data.hand_samples import NO_PICTURE, HandDataError, HandSet, box_of, check_parameters, numbers, read_json
 from pose_tools.geometry import project
 from pose_tools.image_io import read_image
 from pose_tools.types import HandPose, HandSample
 
+logger = logging.getLogger(__name__)
 ROOT_JOINT = 9
+SIZE = 224
+"""Pixels of a picture's side."""
 CHECKED = 16
 """How many annotations are posed to see whether the hand model is the one that the parameters were fitted with."""
 
@@ -33,7 +38,7 @@ class FreiHANDError(HandDataError):
 
 
 class FreiHAND(HandSet):
-    """The samples of one set, by image number.
+    """The samples of one set, by image number. An evaluation set whose `evaluation_xyz.json` is not there has no `joints_3d`.
 
     Args:
         folder: holds training/, evaluation/ and the json lists.
@@ -62,12 +67,14 @@ class FreiHAND(HandSet):
         self.folder, self.part, self.mano, self.tolerance = Path(folder), part, mano, tolerance
         self._intrinsics = self._array("K", (3, 3))
         self.annotations = len(self._intrinsics)
-        self._xyz = self._array("xyz", (21, 3))
         self._scale = self._array("scale", ())
-        self._verts = self._array("verts", (778, 3)) if vertices else None
-        self._mano = self._array("mano", (1, 61))[:, 0] if mano is not None else None
+        self._blind_box = None if part == "training" or self._path("xyz").is_file() else self._usual_box()
+        known = self._blind_box is None
+        self._xyz = self._array("xyz", (21, 3)) if known else None
+        self._verts = self._array("verts", (778, 3)) if vertices and known else None
+        self._mano = self._array("mano", (1, 61))[:, 0] if mano is not None and known else None
         self.versions = self._versions(versions)
-        if mano is not None:
+        if self._mano is not None:
             self._check_model()
 
     def __len__(self) -> int:
@@ -84,19 +91,23 @@ class FreiHAND(HandSet):
         """Sample `index` of the chosen versions, block after block."""
         image = self._image(index)
         annotation = image % self.annotations
-        joints, intrinsics = self._xyz[annotation], self._intrinsics[annotation]
+        joints = self._xyz[annotation] if self._xyz is not None else None
+        intrinsics = self._intrinsics[annotation]
         vertices = self._verts[annotation] if self._verts is not None else None
-        joints_2d = project(joints, intrinsics)
+        joints_2d = project(joints, intrinsics) if joints is not None else None
+        # of the joints, whether the mesh was read or not: crops must not depend on that
+        box = box_of(joints_2d) if joints_2d is not None else self._blind_box
+        assert box is not None
         return HandSample(
             image=NO_PICTURE,
             side="right",
-            bbox_xyxy=box_of(joints_2d),  # of the joints, whether the mesh was read or not: crops must not depend on that
+            bbox_xyxy=box,
             intrinsics=intrinsics,
             joints_2d=joints_2d,
             joints_3d=joints,
-            joints_valid=np.ones(21, dtype=bool),
+            joints_valid=np.full(21, joints is not None),
             vertices=vertices,
-            pose=self.pose(annotation) if self.mano is not None else None,
+            pose=self.pose(annotation) if self._mano is not None else None,
             annotation=annotation,
             source={
                 "dataset": "freihand", "part": self.part, "image": image, "version": image // self.annotations,
@@ -112,10 +123,10 @@ class FreiHAND(HandSet):
         """MANO parameters of an annotation, absolute pose, camera frame; FreiHANDError without a hand model."""
         import torch
 
-        if self.mano is None or self._mano is None:
+        if self.mano is None or self._mano is None or self._xyz is None:
             raise FreiHANDError("the pose needs a hand model: FreiHAND(folder, mano=load_mano(path))")
-        numbers = self._mano[annotation]
-        orient, relative, betas = numbers[:3], numbers[3:48], numbers[48:58]
+        stored = self._mano[annotation]
+        orient, relative, betas = stored[:3], stored[3:48], stored[48:58]
         mean = self.mano.hands_mean.detach().double().numpy()
         with torch.no_grad():
             still = self.mano(
@@ -132,11 +143,29 @@ class FreiHAND(HandSet):
         (u, v, scale), k = self._mano[annotation, 58:61], self._intrinsics[annotation]
         return np.array([(u - k[0, 2]) / scale, (v - k[1, 2]) / scale, (k[0, 0] + k[1, 1]) / 2 / scale])
 
+    def _usual_box(self) -> np.ndarray:
+        """The middle of the training hands' boxes, which FreiHAND_pub_v2.zip tells, too; the whole picture where it is not there."""
+        logger.warning("%s is not there: the evaluation set has no labels (they are in FreiHAND_pub_v2_eval.zip)", self._path("xyz"))
+        lists = [self.folder / f"training_{name}.json" for name in ("xyz", "K")]
+        if not all(path.is_file() for path in lists):
+            return np.array([0.0, 0.0, SIZE, SIZE])
+        found = [read_json(path, "") for path in lists]
+        count = min(map(len, found))
+        joints, intrinsics = (
+            numbers(rows[:count], (count, *shape), str(path)) for rows, shape, path in zip(found, ((21, 3), (3, 3)), lists, strict=True)
+        )
+        points = project(joints, intrinsics)
+        return np.median(np.concatenate([points.min(1), points.max(1)], axis=1), axis=0)
+
+    def _path(self, name: str) -> Path:
+        """A json list, in the folder or in the one beside it."""
+        path = self.folder / f"{self.part}_{name}.json"
+        beside = Path(f"{self.folder}_eval") / path.name
+        return beside if not path.is_file() and beside.is_file() else path
+
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A json list as an array (N, *shape), checked against the others."""
-        path = self.folder / f"{self.part}_{name}.json"
-        if not path.is_file() and (beside := Path(f"{self.folder}_eval") / path.name).is_file():
-            path = beside
+        path = self._path(name)
         archive = "FreiHAND_pub_v2.zip" if self.part == "training" or name in ("K", "scale") else "FreiHAND_pub_v2_eval.zip"
         try:
             content = read_json(path, f"unpack {archive} there, or write a synthetic folder with make_synthetic.py freihand")

@@ -95,13 +95,29 @@ def test_evaluation_labels_lie_in_the_second_archive(folder, tmp_path):
     contents = {path.name: path.read_bytes() for path in labels}
     for path in labels:
         path.unlink()
-    with pytest.raises(FreiHANDError, match=r"evaluation_xyz\.json is missing: unpack FreiHAND_pub_v2_eval\.zip"):
-        FreiHAND(first, "evaluation")
     second.mkdir()
+    (second / "evaluation_xyz.json").write_bytes(contents["evaluation_xyz.json"])
+    with pytest.raises(FreiHANDError, match=r"evaluation_verts\.json is missing: unpack FreiHAND_pub_v2_eval\.zip"):
+        FreiHAND(first, "evaluation", vertices=True)
     for name, content in contents.items():
         (second / name).write_bytes(content)
     assert np.array_equal(FreiHAND(first, "evaluation")[1].joints_3d, FreiHAND(folder, "evaluation")[1].joints_3d)
     assert FreiHAND(first, "evaluation", mano=hands.mano("right"), vertices=True)[1].vertices is not None
+
+
+def test_without_the_second_archive_the_evaluation_set_is_blind(folder, training, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "blind", ignore=shutil.ignore_patterns("evaluation_xyz*", "evaluation_verts*", "evaluation_mano*"))
+    known = FreiHAND(folder, "evaluation")
+    blind = FreiHAND(tmp_path / "blind", "evaluation", mano=hands.mano("right"), vertices=True)
+    assert "no labels" in caplog.text and len(blind) == len(known)
+    for sample, truth in zip(blind, known, strict=True):
+        assert sample.joints_3d is None and sample.joints_2d is None and sample.vertices is None and sample.pose is None
+        assert sample.joints_valid is not None and not sample.joints_valid.any() and sample.source == truth.source
+        np.testing.assert_equal([sample.image, sample.intrinsics], [truth.image, truth.intrinsics])
+    usual = np.median([training.label(i).bbox_xyxy for i in range(COUNT)], axis=0)
+    np.testing.assert_allclose(blind.label(0).bbox_xyxy, usual)
+    (tmp_path / "blind" / "training_xyz.json").unlink()
+    assert FreiHAND(tmp_path / "blind", "evaluation").label(1).bbox_xyxy.tolist() == [0, 0, SIZE, SIZE]
 
 
 def test_versions_and_model_are_optional(folder):

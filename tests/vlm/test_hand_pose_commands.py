@@ -153,16 +153,35 @@ def test_ho3d_by_its_own_program(tmp_path, noisy):
     assert again["official"] == pytest.approx(scores["official"], abs=1e-3)
 
 
-def test_blind_sets_give_a_submission_and_no_table(tmp_path, noisy, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", ["ho3d", "freihand"])
+def test_blind_sets_give_a_submission_and_no_table(kind, tmp_path, noisy, monkeypatch, capsys):
     hand = PredictedHand(np.zeros((21, 3)), np.zeros((778, 3)))
     monkeypatch.setattr(hand_pose, "_predictor", lambda options, models: lambda samples: [hand] * len(samples))
-    list(write_ho3d(tmp_path / "data", "test", 0, 1, size=(160, 120)))
-    for name in ("xyz", "verts"):
-        (tmp_path / "data" / f"evaluation_{name}.json").unlink()
-    arguments = ["hand-pose", "--data", str(tmp_path / "data"), "--kind", "ho3d", "--out", str(tmp_path / "out")]
+    data = tmp_path / "data"
+    list(write_ho3d(data, "test", 0, 1, size=(160, 120)) if kind == "ho3d" else write_freihand(data, "test", 0, 1))
+    for name in ("xyz", "verts", "mano"):
+        (data / f"evaluation_{name}.json").unlink(missing_ok=True)
+    arguments = ["hand-pose", "--data", str(data), "--kind", kind, "--out", str(tmp_path / "out")]
     assert evaluate.main([*arguments, "--submission", str(tmp_path / "pred.json")]) == 0
     assert (tmp_path / "pred.json").is_file() and "no truth" in capsys.readouterr().out
     assert not (tmp_path / "out" / "table.md").exists()
+
+
+def test_a_blind_submission_is_that_of_the_same_boxes_with_labels(folder, tmp_path, monkeypatch):
+    """Pictures, intrinsics and boxes are all that the regressor needs; a hand that no detector finds is where hands usually are."""
+    shutil.copytree(folder, tmp_path / "blind", ignore=shutil.ignore_patterns("evaluation_xyz*", "evaluation_verts*", "evaluation_mano*"))
+    usual = open_hands("freihand", tmp_path / "blind", "test").label(0).bbox_xyxy
+    monkeypatch.setattr("pose_tools.detect.detect_hands", lambda image: [])
+    answers = {}
+    for boxes in ("truth", "detector"):
+        out, pred = tmp_path / boxes, tmp_path / f"{boxes}.json"
+        more = ["--boxes", boxes, "--submission", str(pred), "--batch-size", "2"]
+        assert evaluate.main(["hand-pose", "--data", str(tmp_path / "blind"), "--out", str(out), *more]) == 0
+        answers[boxes] = json.loads(pred.read_text())
+    monkeypatch.setattr("data.freihand.box_of", lambda points: usual)
+    run(folder, tmp_path / "labelled", "--submission", str(tmp_path / "labelled.json"))
+    assert answers["truth"] == answers["detector"] == json.loads((tmp_path / "labelled.json").read_text())
+    assert [len(part) for part in answers["truth"]] == [COUNT, COUNT]
 
 
 def test_splits_never_share_an_annotation(folder):

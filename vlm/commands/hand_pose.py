@@ -32,7 +32,8 @@ def add_arguments(task: argparse.ArgumentParser) -> None:
                       "finetune_simhand.py, or a published checkpoint of PeCLR's 2.5-D net or SiMHand's detection net")  # fmt: skip
     task.add_argument("--predictions", type=Path, help="score this prediction file (.json, .zip) instead, FreiHAND's or HO-3D's form")
     task.add_argument("--mano", type=Path, help="the folder of MANO_RIGHT.pkl and MANO_LEFT.pkl (default: the stand-in hand)")
-    task.add_argument("--boxes", choices=("truth", "detector"), default="truth", help="where the hand is: the label, or detect_hands")
+    task.add_argument("--boxes", choices=("truth", "detector"), default="truth", help="where the hand is: the label, or what "
+                      "the set has in its place, or detect_hands")  # fmt: skip
     task.add_argument("--out", type=Path, required=True, help="where predictions and tables go; the same folder again goes on")
     task.add_argument("--train", type=Path, help="the folder whose training labels make the constant hands (default: --data)")
     task.add_argument("--train-labels", type=positive, default=1500, help="at most so many of them (default 1500)")
@@ -157,14 +158,17 @@ def _fine_tuned(options: argparse.Namespace) -> Any:
 
 
 def _detected(sample: HandSample) -> np.ndarray | None:
-    """The joints' box after the detector's that overlaps the true one most, None where there is none."""
+    """The joints' box after the detector's that overlaps the true one most. Where there is none: None, but the set's own for a hand
+    without a truth, which is known to be there."""
     from pose_tools.detect import detect_hands
     from pose_tools.mano.estimate import joints_box
     from pose_tools.metrics import box_iou
 
     boxes = [np.asarray(hand.bbox_xyxy, float) for hand in detect_hands(sample.image)]
     overlaps = [float(box_iou(box, sample.bbox_xyxy)) for box in boxes]
-    return joints_box(boxes[int(np.argmax(overlaps))]) if overlaps and max(overlaps) >= FAR else None
+    if overlaps and max(overlaps) >= FAR:
+        return joints_box(boxes[int(np.argmax(overlaps))])
+    return sample.bbox_xyxy if sample.joints_3d is None else None
 
 
 def _read(options: argparse.Namespace, hands: Any) -> tuple[Any, list[Any]]:
