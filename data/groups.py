@@ -163,7 +163,7 @@ def _tool_dialogues(path: Path, *, seed: int, split: str, kinds: list[str] | Non
 
 
 def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit: int | None, **options: Any) -> Groups:
-    from data.hoi_qa import HOIQAError, HOIQASet
+    from data.hoi_qa import FrameError, HOIQAError, HOIQASet
 
     _check_options(path, options, HOIQASet)
     try:
@@ -174,6 +174,8 @@ def _hoi_qa(path: Path, *, seed: int, split: str, kinds: list[str] | None, limit
     def read(index: int, epoch: int) -> list[Sample]:
         try:
             return records.about(index)
+        except FrameError:  # training goes on past it
+            raise
         except HOIQAError as error:
             raise DatasetError(str(error)) from error
 

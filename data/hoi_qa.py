@@ -28,8 +28,9 @@ from PIL import Image
 from data.hoi_qa_records import Frames, HOIQAError, read_json, read_record, scan
 from data.sample import Sample, Source, assistant, text, user
 from pose_tools.grounding import DialectName, find_boxes
+from pose_tools.image_io import ImageError
 
-__all__ = ["HOIQAError", "HOIQASet", "read_hoi_qa", "read_json", "summarise"]
+__all__ = ["FrameError", "HOIQAError", "HOIQASet", "read_hoi_qa", "read_json", "summarise"]
 logger = logging.getLogger(__name__)
 
 NOMINAL_FRAMES = {"EPIC-KITCHENS": (1920, 1080), "Ego4D": (1440, 1080)}
@@ -37,6 +38,10 @@ DIALECT: DialectName = "minigpt"
 _TAG = re.compile(r"\[(\w+)\]")
 _PIXEL_BOX = re.compile(r"\{<(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)><(-?\d+(?:\.\d+)?)>\}")
 _LABEL = re.compile(r"<p>([^<>]*)</p>\s*\Z")
+
+
+class FrameError(HOIQAError, ImageError):
+    """A frame that is there and cannot be read."""
 
 
 def read_hoi_qa(path: str | Path, *, frames: str | Path | None = None, max_missing: float = 0.01) -> Iterator[Sample]:
@@ -358,4 +363,4 @@ def _frame_size(frame: Path) -> tuple[int, int]:
         with Image.open(frame) as picture:
             return picture.size
     except OSError as error:
-        raise HOIQAError(f"{frame}: not a picture ({error})") from None
+        raise FrameError(f"{frame}: not a picture ({error})") from None

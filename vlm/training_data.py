@@ -130,7 +130,11 @@ class TrainingRows(Dataset):
         found = False
         for step in range(len(groups)):
             index = (draw.index + step) % len(groups)
-            samples = groups.read(index, draw.epoch)
+            try:
+                samples = groups.read(index, draw.epoch)
+            except ImageError as error:
+                self._note_unreadable(draw.name, str(error), UnreadableError(str(error)))
+                continue
             if samples:
                 found = True
                 generator = np.random.default_rng([self.seed, _number(draw.name), index, draw.epoch])

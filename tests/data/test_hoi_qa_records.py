@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data.groups import DatasetError, open_groups, picture_of
-from data.hoi_qa import HOIQAError, HOIQASet, read_hoi_qa
+from data.hoi_qa import FrameError, HOIQAError, HOIQASet, read_hoi_qa
 from data.hoi_qa_records import read_record, scan
 from data.synthetic.hoi_qa_writer import write_hoi_qa
 
@@ -81,8 +81,17 @@ def test_pictures_are_opened_when_they_are_asked_about(world, tmp_path, monkeypa
         patch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
         groups = open_groups("hoi_qa", path, options={"frames": str(world)})
     assert groups.read(0, 0)
-    with pytest.raises(DatasetError, match="words.jpg: not a picture"):
+    with pytest.raises(FrameError, match="words.jpg: not a picture"):
         groups.read(len(groups) - 1, 0)
+
+
+def test_a_box_that_cannot_be_is_told_when_it_is_read(world, tmp_path):
+    path = mixed_up(world, "epic-test", tmp_path)
+    key, row = next(iter(json.loads(path.read_text()).items()))
+    path.write_text(json.dumps({key: {**row, "bbox": [5, 5, 1, 9]}}))
+    groups = open_groups("hoi_qa", path, options={"frames": str(world)})
+    with pytest.raises(DatasetError, match=f"{key}.*x1 <= x2"):
+        groups.read(0, 0)
 
 
 def test_a_record_that_is_no_object_is_named(world, tmp_path):

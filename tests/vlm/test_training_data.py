@@ -19,6 +19,7 @@ from pose_tools.image_io import read_image
 from pose_tools.small_detector import load_small_detector
 from tests.runs import make_detector, make_world
 from tests.tiny import tiny
+from vlm import training_data
 from vlm.packing import IGNORED
 from vlm.settings import SettingsError
 from vlm.training_data import DatasetSettings, DataSettings, TrainingRows, show_row, texts, with_pose
@@ -212,6 +213,20 @@ def test_different_pose_tokens_do_not_share_a_prefix(world, processor) -> None:
     conversations = [with_pose(sample.messages, "detection", np.full((1, 11), k, np.float32)) for k, sample in enumerate(samples[:2])]
     with pytest.raises(SampleError, match="open with different detection tokens"):
         processor.pack(conversations)
+
+
+def test_hoi_qa_goes_on_past_a_frame_without_a_header(tmp_path, monkeypatch, caplog) -> None:
+    list(write_hoi_qa(tmp_path, "train", 1, 4))
+    dataset = DatasetSettings("hoi_qa", str(tmp_path / "hoiqa_dataset" / "epic-kitchens-train.json"))
+    some = TrainingRows(DataSettings([dataset]), None, seed=0, length=1)
+    pictures = some.groups["hoi_qa"].pictures()
+    pictures[0].write_bytes(b"half a pic")
+    with pytest.raises(SampleError, match=f"{pictures[0].name}: not a picture .*1 of the 2 pictures"):
+        [some.draw(position) for position in range(2)]
+    monkeypatch.setattr(training_data, "UNREADABLE", 0.5)
+    some = TrainingRows(DataSettings([dataset]), None, seed=0, length=1)
+    assert {picture_of(some.draw(position)[0][0]) for position in range(4)} == {str(pictures[1])}
+    assert caplog.text.count("another is taken in its place") == 1
 
 
 def test_hoi_qa_is_grouped_by_frame(tmp_path) -> None:
