@@ -37,6 +37,7 @@ from data.json_file import read_json
 from data.sample import Sample, Source, assistant, user
 from data.synthetic.clip_questions import question
 from pose_tools.body_models.read import UnsafePickleError
+from pose_tools.image_io import ImageError
 from pose_tools.types import SIDES
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ logger = logging.getLogger(__name__)
 LABEL_RATE = 20
 """Points a second in a label."""
 ANNOTATION_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv")
+
+
+class FrameError(EpicError, ImageError):
+    """A frame that is there and cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +351,7 @@ def _size(frame: Path) -> tuple[int, int]:
         with Image.open(frame) as picture:
             return picture.size
     except (OSError, ValueError, SyntaxError) as error:  # PIL's, for broken headers
-        raise EpicError(f"{frame}: not a picture that can be read ({error}); get it again, or delete it to leave its clips out") from error
+        raise FrameError(f"{frame}: not a picture that can be read ({error}); get it again, or delete it to leave its clips out") from error
 
 
 def _goal_box(record: dict[str, Any], action: dict[str, Any]) -> list[float] | None:

@@ -117,7 +117,7 @@ class TrainingRows(Dataset):
                 return self.pack(samples, name, generator) | {SEED: (self.seed, position)}
             except UnreadableError as error:
                 self._note_unreadable(name, samples[0].id, error)
-        raise AssertionError("more than UNREADABLE of a data set has been refused before")
+        raise UnreadableError(f"row {position}: none of the pictures and videos that can be asked about can be read; see the warnings above")
 
     def draw(self, position: int) -> tuple[list[Sample], str, np.random.Generator]:
         """The samples of row `position`, their data set, and the generator for the row's further choices."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.epic_clips import EpicClips, read_clips
+from data.epic_clips import EpicClips, FrameError, read_clips
 from data.epic_kitchens import EpicError, observed_frames, read_actions, read_label
 from data.groups import DatasetError, open_groups
 from data.synthetic import clip_questions, epic_writer, factors
@@ -158,7 +158,7 @@ def test_labels_of_nan_or_without_hands_are_left_out(folder: Path):
 def test_a_frame_that_is_no_picture_is_named(folder: Path, content: bytes | None):
     last = folder / read_clip_records(folder)[0]["frames"][-1]
     last.write_bytes(last.read_bytes()[:300] if content is None else content)
-    with pytest.raises(EpicError, match=f"{last.name}: not a picture"):
+    with pytest.raises(FrameError, match=f"{last.name}: not a picture"):  # training goes on past a few
         EpicClips(folder).samples(0, split="train", seed=0)
 
 
