@@ -117,7 +117,7 @@ class TrainingRows(Dataset):
                 return self.pack(samples, name, generator) | {SEED: (self.seed, position)}
             except UnreadableError as error:
                 self._note_unreadable(name, samples[0].id, error)
-        raise UnreadableError(f"row {position}: none of the pictures and videos that can be asked about can be read; see the warnings above")
+        raise UnreadableError(f"row {position}: none of the pictures and videos that are asked about can be read; see the warnings")
 
     def draw(self, position: int) -> tuple[list[Sample], str, np.random.Generator]:
         """The samples of row `position`, their data set, and the generator for the row's further choices."""
