@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm.evaluation.records import RecordsError, append_records, claim, complete, read_records, single_writer
+from vlm.evaluation.records import RecordsError, append_records, claim, complete, read_records, records_by_id, single_writer
 
 
 class Interrupted(Exception):
@@ -74,6 +74,15 @@ def hold(folder: Path, held: Event) -> None:
     with single_writer(folder):
         held.set()
         time.sleep(60)
+
+
+def test_two_records_of_one_question_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.jsonl"
+    file.write_text('{"id": "a", "output": "1"}\n{"id": "b"}\n')
+    assert list(records_by_id(file)) == ["a", "b"] and records_by_id(tmp_path / "none") == {}
+    file.write_text(file.read_text() + '{"id": "a", "output": "2"}\n')
+    with pytest.raises(RecordsError, match="two predictions for 'a'; keep one of them"):
+        records_by_id(file)
 
 
 def test_a_second_writer_is_refused_and_the_lock_goes_with_its_process(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def compare_runs(options: argparse.Namespace) -> int:
     sides = []
     for folder in options.runs:
         path = predictions_path(folder, options.condition)
-        found = {record["id"]: Reply.from_record(record) for record in records.read_records(path)}
+        found = {name: Reply.from_record(record) for name, record in records.records_by_id(path).items()}
         if not found:
             raise CommandError(f"{path}: no predictions; run `evaluate referral --out {folder}` first, or correct --condition")
         sides.append(found)

@@ -6,7 +6,6 @@ Under torchrun each process answers whole batches of its own, so that any number
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,11 +115,7 @@ def _shared_answers(out: Path, world: int) -> Answer:
 def _replies(path: Path, asked: Sequence[Any]) -> dict[str, Any]:
     from vlm.evaluation.temporal import TemporalReply
 
-    said = records.read_records(path)
-    found = {record["id"]: record for record in said}
-    if len(found) < len(said):
-        twice = next(name for name, count in Counter(record["id"] for record in said).items() if count > 1)
-        raise CommandError(f"{path}: two predictions for {twice!r}; keep one of them")
+    found = records.records_by_id(path)
     missing = [question.id for question in asked if question.id not in found]
     if missing:
         raise CommandError(f"{path}: no prediction for {len(missing)} of {len(asked)} questions, first {missing[0]!r}; run it without "

@@ -213,7 +213,7 @@ def _kept_replies(folder: Path, conditions: Sequence[Any], asked: Sequence[Any],
     known = {question.id for question in asked}
     replies = {}
     for condition in conditions:
-        found = {record["id"]: record for record in records.read_records(predictions_path(folder, condition.name))}
+        found = records.records_by_id(predictions_path(folder, condition.name))
         if kept := {name: PathReply.from_record(record) for name, record in found.items() if name in known}:
             replies[condition.name] = kept
     if some and not replies:

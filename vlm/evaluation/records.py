@@ -64,6 +64,16 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return _whole_records(path)[0]
 
 
+def records_by_id(path: Path) -> dict[str, dict[str, Any]]:
+    """The records of a jsonl file by their "id". Raises RecordsError as `read_records` does, and for two of one id."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in read_records(path):
+        if record["id"] in found:
+            raise RecordsError(f"{path}: two predictions for {record['id']!r}; keep one of them")
+        found[record["id"]] = record
+    return found
+
+
 def _whole_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The records, and where in the file each starts, in bytes; at the end of that list, where the last one ends."""
     records: list[dict[str, Any]] = []
