@@ -290,12 +290,14 @@ def test_without_a_network_pip_fails_with_a_remedy(pinned, monkeypatch):
     assert not models.model_path(models.PALM).parent.exists()
 
 
-def test_missing_or_damaged_networks_name_the_remedy(pinned):
+def test_missing_networks_name_the_remedy(pinned):
     picture = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(BackendMissing, match="pip install|--fetch-hand-models"):
         detect_hands(picture, backend="mediapipe")
-    if models.importlib.util.find_spec("ai_edge_litert") is None:
-        pytest.skip("ai-edge-litert is not installed")
+
+
+def test_a_damaged_network_names_the_remedy(pinned):
+    pytest.importorskip("ai_edge_litert", reason="needs the extra [hands]")
     models.fetch_models(pinned[1])
     models.model_path(models.PALM).write_bytes(b"damaged")
     with pytest.raises(BackendMissing, match="delete it"):

@@ -14,12 +14,12 @@ from PIL import Image
 from data import lita_strings
 from data.lita import format_dense_captions, format_event
 from data.lita_sets import LitaError, LitaSet
+from pose_tools.user_error import UserError
 from scripts import evaluate
 from tests.vlm.test_handsonvlm_parity import converted
 from vlm.commands import temporal
 from vlm.commands.console import CommandError
 from vlm.evaluation.captions import Cider, words
-from vlm.evaluation.records import RecordsError
 from vlm.evaluation.temporal import TemporalReply, caption_scores, published, read_temporal_questions, span_of, span_scores
 
 CAPTIONS = {
@@ -174,7 +174,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: p
     first_again, no_bool = [*right, right[0]], [*right[1:], right[0] | {"finished": "no"}]
     for spoilt, said in ((first_again, f"two predictions for '{right[0]['id']}'"), (no_bool, "no truth value under 'finished'")):
         (out / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in spoilt))
-        with pytest.raises((CommandError, RecordsError), match=said):
+        with pytest.raises(UserError, match=said):
             evaluate.main([*command, "--rescore"])
 
 
